@@ -1,0 +1,105 @@
+"""What every data set is to the scripts: images, ids, given labels, true labels where known, a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.transforms import Recipe
+from utils.config import Config
+from utils.errors import UserError
+
+CLASS_NAMES = Path(__file__).parent / "class_names"
+
+
+@dataclass(frozen=True)
+class NoisyImages:
+    """One split of a data set.
+
+    Attributes:
+        dataset: its name, for fingerprints and messages.
+        ids: one name a sample, [N]: a path relative to the data set's folder, or the index for array data.
+        images: uint8 [N, 3, h, w].
+        given: the labels to train on (for a test split the true ones), int64 [N].
+        true: the true labels, int64 [N]; None when nobody knows them.
+        noise: what the labels have been through (`sym0.4 seed0`); `clean` for a test split.
+    """
+
+    dataset: str
+    ids: Sequence[str]
+    images: Tensor
+    given: Tensor
+    true: Tensor | None
+    noise: str = "clean"
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def is_clean(self) -> Tensor | None:
+        """Whether each given label is the true one, bool [N]; None when nobody knows."""
+        return None if self.true is None else self.given == self.true
+
+    def fingerprint(self) -> dict[str, str | int]:
+        """What a selected set of these samples depends on: data set, noise, ordered ids and given labels."""
+        return {
+            "dataset": self.dataset,
+            "noise": self.noise,
+            "n_samples": len(self),
+            "ids_sha256": hashlib.sha256("\n".join(self.ids).encode()).hexdigest(),
+            "labels_sha256": labels_sha256(self.given.numpy()),
+        }
+
+
+@dataclass(frozen=True)
+class Data:
+    """A train split with doubtful labels, a test split with true ones, and what goes with both."""
+
+    train: NoisyImages
+    test: NoisyImages
+    class_names: list[str]
+    recipe: Recipe
+
+
+def labels_sha256(labels: np.ndarray) -> str:
+    """Hash of integer labels, whatever type they are stored in."""
+    return hashlib.sha256(np.ascontiguousarray(labels, dtype="<i8").tobytes()).hexdigest()
+
+
+def array_ids(n: int) -> list[str]:
+    """Ids of array data: the index."""
+    return [str(i) for i in range(n)]
+
+
+def as_images(array: np.ndarray) -> Tensor:
+    """uint8 [N, h, w, 3] -> tensor [N, 3, h, w]."""
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))
+
+
+def class_names(cfg: Config, n_classes: int) -> list[str]:
+    """Names for the prompts: the settings' own, or those shipped for the data set.
+
+    Raises:
+        UserError: a file that is missing, or another number of names than classes.
+    """
+    names = cfg.class_names
+    source = "class_names"
+    if names is None:
+        names, source = str(CLASS_NAMES / f"{cfg.dataset}.txt"), f"the names of {cfg.dataset}"
+    if isinstance(names, str):
+        try:
+            names = Path(names).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"class_names: {cfg.class_names} cannot be read ({error})") from None
+    names = [name.strip() for name in names if name.strip()]
+    if len(names) != n_classes:
+        raise UserError(
+            f"{source}: {len(names)} names for the {n_classes} classes of {cfg.dataset}; give exactly one a class, in label order"
+        )
+    return names

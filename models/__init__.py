@@ -1,0 +1,61 @@
+"""Settings -> models. Everything else of this package is reached through these doors."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from models.classifier import Classifier, ZeroShot
+from models.clip import load_clip
+from models.deft import Detector
+from utils.config import Config
+from utils.randomness import seeded
+
+
+def build_detector(cfg: Config, class_names: list[str]) -> Detector:
+    """Phase 1: CLIP with adapters and two prompts."""
+    clip, tokenizer = load_clip(cfg)
+    with seeded("detector", cfg.seed):
+        return Detector(clip, tokenizer, cfg, class_names)
+
+
+def build_classifier(cfg: Config, class_names: list[str]) -> nn.Module:
+    """Phase 2 and baselines: a backbone with a new linear head."""
+    clip, _ = load_clip(cfg)
+    with seeded("classifier", cfg.seed):
+        return Classifier(clip, cfg, len(class_names))
+
+
+def build_zero_shot(cfg: Config, class_names: list[str]) -> ZeroShot:
+    """Label-match: CLIP without any training."""
+    clip, tokenizer = load_clip(cfg)
+    return ZeroShot(clip, tokenizer, class_names)
+
+
+def image_size(model: nn.Module) -> int:
+    """Side in pixels of the square images that a model takes."""
+    visual = model.visual if isinstance(model, ZeroShot) else model.tower.visual
+    return visual.image_size[0]
+
+
+def parameter_table(model: nn.Module) -> str:
+    """Total and trained parameters by part, one line each."""
+    rows: dict[str, list[int]] = {}
+    for name, parameter in model.named_parameters():
+        part = next((label for key, label in PARTS if key in name), "other")
+        row = rows.setdefault(part, [0, 0])
+        row[0] += parameter.numel()
+        row[1] += parameter.numel() * parameter.requires_grad
+    rows["all"] = [sum(r[i] for r in rows.values()) for i in (0, 1)]
+    return "\n".join(
+        f"{part:<22} {total:>12,} parameters, {trained:>12,} trained" for part, (total, trained) in rows.items()
+    )
+
+
+PARTS = (
+    ("pos_ctx", "positive context"),
+    ("neg_ctx", "negative context"),
+    ("adapters.", "adapters"),
+    ("head", "linear head"),
+    ("visual.", "image tower"),
+    ("text.", "text tower"),
+)

@@ -1,0 +1,38 @@
+"""Phase-2 backbones: an image tower and a linear head."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.clip import Tokenizer
+from models.peft import ImageTower
+from models.prompts import TextTower, encode_text
+from utils.config import Config
+
+
+class Classifier(nn.Module):
+    """CLIP's image tower and a new linear head on its class token after ln_post: images -> logits [B, C]."""
+
+    def __init__(self, clip: nn.Module, cfg: Config, n_classes: int) -> None:
+        super().__init__()
+        self.tower = ImageTower(clip.visual, cfg)
+        self.head = nn.Linear(clip.visual.conv1.out_channels, n_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.tower(images))
+
+
+class ZeroShot(nn.Module):
+    """CLIP as it is: images -> cosine with "a photo of a {name}." times the logit scale, [B, C]."""
+
+    def __init__(self, clip: nn.Module, tokenizer: Tokenizer, class_names: list[str]) -> None:
+        super().__init__()
+        self.visual = clip.visual
+        captions = [f"a photo of a {name.replace('_', ' ')}." for name in class_names]
+        with torch.no_grad():
+            text = encode_text(TextTower(clip), tokenizer, captions)
+        self.register_buffer("weight", clip.logit_scale.exp() * text.T)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return nn.functional.normalize(self.visual(images), dim=-1) @ self.weight

@@ -1,0 +1,217 @@
+"""Names and weights -> an open_clip model and its tokenizer."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import hashlib
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+
+from models import digits_clip
+from utils.config import Config
+from utils.errors import UserError
+from utils.files import write_atomically
+from utils.randomness import seeded
+
+Tokenizer = Callable[[list[str]], Tensor]
+# OpenAI's own names. Their weights were trained with QuickGELU, which open_clip spells as another architecture.
+OPENAI_NAMES = {"ViT-B/16": "ViT-B-16", "ViT-B/32": "ViT-B-32", "ViT-L/14": "ViT-L-14"}
+DIGITS = "digits"
+
+
+def load_clip(cfg: Config) -> tuple[nn.Module, Tokenizer]:
+    """The CLIP that `backbone` and `pretrained` name, frozen, on the CPU in float32, and its tokenizer.
+
+    Raises:
+        UserError: unknown backbone, weights that are missing, unreadable or of another architecture.
+    """
+    name, model_cfg = _architecture(cfg)
+    if cfg.resolution:
+        model_cfg["vision_cfg"]["image_size"] = cfg.resolution
+    clip = _build(name, model_cfg, seed=cfg.seed)
+    state = _weights(cfg, name)
+    if state is not None:
+        _load_weights(clip, state, what=f"pretrained={cfg.pretrained}", backbone=cfg.backbone)
+    return clip.float().eval().requires_grad_(False), _tokenizer(model_cfg)
+
+
+def _architecture(cfg: Config) -> tuple[str, dict[str, Any]]:
+    """The open_clip name ('' for a JSON file) and model config."""
+    name = cfg.backbone
+    if name == DIGITS:
+        return DIGITS, copy.deepcopy(digits_clip.MODEL_CONFIG)
+    if name.endswith(".json"):
+        return "", _read_model_config(Path(name))
+    if name in OPENAI_NAMES:
+        name = OPENAI_NAMES[name]
+        quick = f"{name}-quickgelu"
+        # A tag decides the activation; a file under OpenAI's name is taken for OpenAI's weights.
+        if cfg.pretrained in list_pretrained_tags_by_model(
+            quick
+        ) or cfg.pretrained not in list_pretrained_tags_by_model(name):
+            name = quick
+    model_cfg = open_clip.get_model_config(name)
+    if model_cfg is None:
+        known = [*OPENAI_NAMES, DIGITS, *open_clip.list_models()]
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" (did you mean '{near[0]}'?)" if near else ""
+        raise UserError(
+            f"unknown backbone '{cfg.backbone}'{hint}: use {', '.join(OPENAI_NAMES)}, digits, an open_clip name, or a model config as .json file"
+        )
+    return name, copy.deepcopy(model_cfg)
+
+
+def _read_model_config(path: Path) -> dict[str, Any]:
+    try:
+        model_cfg = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"backbone: no such model config file: {path}") from None
+    except Exception as error:  # a damaged archive may fail anywhere
+        raise UserError(f"{path}: cannot be read as weights ({(str(error).splitlines() or [''])[0][:120]})") from None
+    if not isinstance(model_cfg, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= model_cfg.keys():
+        raise UserError(
+            f"backbone: {path} is not an open_clip model config: it needs embed_dim, vision_cfg and text_cfg"
+        )
+    return model_cfg
+
+
+def _build(name: str, model_cfg: dict[str, Any], *, seed: int) -> nn.Module:
+    model_cfg = dict(model_cfg)
+    kind = open_clip.CustomTextCLIP if model_cfg.pop("custom_text", False) else open_clip.CLIP
+    label = name or "the model config"
+    if (
+        "multimodal_cfg" in model_cfg
+        or "hf_model_name" in model_cfg["text_cfg"]
+        or "timm_model_name" in model_cfg["vision_cfg"]
+    ):
+        raise UserError(
+            f"backbone: {label} is not a CLIP with open_clip's own ViT image tower and text tower, which prompts and adapters need"
+        )
+    try:
+        with seeded("clip", seed):
+            clip = kind(**model_cfg)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise UserError(f"backbone: {label} cannot be built ({error})") from None
+    visual = clip.visual
+    if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None or visual.pool_type != "tok":
+        raise UserError(f"backbone: {label} has no ViT image tower with a class token, which prompts and adapters need")
+    return clip
+
+
+def _weights(cfg: Config, name: str) -> dict[str, Tensor] | None:
+    """The state dict that `pretrained` names; None for random weights."""
+    if cfg.pretrained == "none":
+        return None
+    if Path(cfg.pretrained).is_file():
+        return read_state_dict(Path(cfg.pretrained))
+    if name == DIGITS:
+        return _digits_weights(Path(cfg.weights_dir))
+    if not name or cfg.pretrained not in list_pretrained_tags_by_model(name):
+        tags = f"; tags of {cfg.backbone}: {', '.join(list_pretrained_tags_by_model(name)[:8])}" if name else ""
+        raise UserError(
+            f"pretrained: '{cfg.pretrained}' is neither a weights file nor a tag of backbone {cfg.backbone}{tags}; 'none' starts from random weights"
+        )
+    by_hand = [
+        Path(cfg.weights_dir) / f"{name.removesuffix('-quickgelu')}.{end}" for end in ("pt", "safetensors", "bin")
+    ]
+    for path in by_hand:
+        if cfg.pretrained == "openai" and path.is_file():
+            return read_state_dict(path)
+    return _download(cfg, name)
+
+
+def _download(cfg: Config, name: str) -> dict[str, Tensor]:
+    source = get_pretrained_cfg(name, cfg.pretrained)
+    try:
+        path = download_pretrained(source, cache_dir=cfg.weights_dir)
+    except Exception as error:  # every client and proxy fails in its own way; the remedy is one
+        where = source.get("url") or f"the Hugging Face hub, {source.get('hf_hub')}"
+        target = Path(cfg.weights_dir) / f"{name.removesuffix('-quickgelu')}.pt"
+        remedy = f"put it at {target}" if cfg.pretrained == "openai" else "pass it as pretrained=FILE"
+        raise UserError(
+            f"the weights '{cfg.pretrained}' of {cfg.backbone} are not here and could not be fetched ({type(error).__name__}): "
+            f"fetch {where} on a machine with a network and {remedy}"
+        ) from None
+    return read_state_dict(Path(path))
+
+
+def _digits_weights(folder: Path) -> dict[str, Tensor]:
+    """The embedded backbone's weights, made on first use. The file's name changes whenever its recipe does."""
+    recipe = hashlib.sha256(Path(digits_clip.__file__).read_bytes()).hexdigest()[:8]
+    path = folder / f"digits-{recipe}.pt"
+    if not path.is_file():
+        print(f"making the weights of backbone 'digits' from rendered typefaces, once (kept at {path})", flush=True)
+        state = digits_clip.pretrain()
+        write_atomically(path, lambda file: torch.save(state, file))
+    return read_state_dict(path)
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Weights from an open_clip state dict or checkpoint, an OpenAI TorchScript archive, or a safetensors file.
+
+    Raises:
+        UserError: not a weights file.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = _read_torch_file(path)
+    except Exception as error:  # a damaged archive may fail anywhere
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise UserError(f"{path}: cannot be read as weights ({reason})") from None
+    state = state.get("state_dict", state)
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"{path}: holds no state dict (names and tensors)")
+    state = {k.removeprefix("module."): v for k, v in state.items()}
+    return {k: v for k, v in state.items() if k not in ("input_resolution", "context_length", "vocab_size")}
+
+
+def _read_torch_file(path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError):
+        # OpenAI published TorchScript archives, which torch.load rejects.
+        return dict(torch.jit.load(os.fspath(path), map_location="cpu").state_dict())
+
+
+def _load_weights(clip: nn.Module, state: dict[str, Tensor], *, what: str, backbone: str) -> None:
+    state = {k: v for k, v in state.items() if k != "text.attn_mask" and k != "attn_mask"}
+    own = clip.state_dict()
+    if state.get("visual.positional_embedding", torch.empty(0)).ndim == 2:
+        open_clip.model.resize_pos_embed(state, clip)
+    missing = [k for k in own if k not in state]
+    foreign = [k for k in state if k not in own]
+    wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
+    if missing or foreign or wrong:
+        example = (
+            f"{wrong[0]} is {list(state[wrong[0]].shape)} there and {list(own[wrong[0]].shape)} here"
+            if wrong
+            else f"it lacks {missing[0]}"
+            if missing
+            else f"it has {foreign[0]}"
+        )
+        raise UserError(f"{what}: weights of another architecture than backbone {backbone}: {example}")
+    clip.load_state_dict(state)
+
+
+def _tokenizer(model_cfg: dict[str, Any]) -> Tokenizer:
+    text_cfg = model_cfg["text_cfg"]
+    if "hf_tokenizer_name" in text_cfg:
+        raise UserError(
+            f"backbone: its tokenizer {text_cfg['hf_tokenizer_name']} is not CLIP's, which the prompts need"
+        )
+    return open_clip.SimpleTokenizer(context_length=text_cfg.get("context_length", 77))

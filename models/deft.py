@@ -1,0 +1,42 @@
+"""The DeFT detector: CLIP's adapted image tower against positive and negative prompts (Section 3.1)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.clip import Tokenizer
+from models.peft import ImageTower
+from models.prompts import DualPrompts, TextTower
+from utils.config import Config
+
+
+class Detector(nn.Module):
+    """Images -> positive and negative logits of every class."""
+
+    def __init__(self, clip: nn.Module, tokenizer: Tokenizer, cfg: Config, class_names: list[str]) -> None:
+        super().__init__()
+        self.text = TextTower(clip)
+        self.prompts = DualPrompts(self.text, tokenizer, class_names, cfg.n_ctx, cfg.class_token_position)
+        self.tower = ImageTower(clip.visual, cfg)
+        self.register_buffer("logit_scale", clip.logit_scale.exp().detach(), persistent=False)
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """Images [B, 3, S, S] -> unit-length features I, [B, embed_dim]."""
+        return F.normalize(self.tower(images) @ self.tower.visual.proj, dim=-1)
+
+    def text_features(self) -> tuple[Tensor, Tensor]:
+        """Unit-length positive and negative text features T+ and T-, [C, embed_dim] each."""
+        positive = self.text(self.prompts.sequences(self.prompts.pos_ctx), self.prompts.end)
+        negative = self.text(self.prompts.sequences(self.prompts.neg_ctx), self.prompts.end)
+        return positive, negative
+
+    def forward(self, images: Tensor, text: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Logits s I.T+ and s I.T- of every class, [B, C] each.
+
+        The negative logits carry no gradient to the image side: the negative prompt alone learns from them.
+        `text` takes features computed before (evaluation encodes the prompts once, not once a batch).
+        """
+        positive, negative = self.text_features() if text is None else text
+        image = self.image_features(images)
+        return self.logit_scale * image @ positive.T, self.logit_scale * image.detach() @ negative.T

@@ -1,0 +1,166 @@
+"""Parameter-efficient adapters of CLIP's image tower, and how a transformer block runs with them.
+
+Formulas follow the released scripts of the paper where these run, except `Adapter` (REPRODUCTION.md, "adapter").
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+
+from utils.config import Config
+
+
+class LoRA(nn.Module):
+    """Low-rank update x A B / r of one projection (Hu et al., 2022): A [width, r], B [r, width], B starts at zero."""
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        self.lora_A = nn.Parameter(torch.empty(width, rank))
+        self.lora_B = nn.Parameter(torch.zeros(rank, width))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.lora_A @ self.lora_B / self.lora_A.shape[1]
+
+
+class ScaleShift(nn.Module):
+    """y * scale + shift on the last axis (SSF; Lian et al., 2022)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.empty(width).normal_(1, 0.02))
+        self.shift = nn.Parameter(torch.empty(width).normal_(0, 0.02))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.shift
+
+
+class Bottleneck(nn.Module):
+    """LayerNorm, down, ReLU, up; `up` starts at zero, so that the block starts unchanged.
+
+    `Adapter` adds its output to the MLP's (Houlsby et al., 2019); AdaptFormer (Chen et al., 2022) runs beside the MLP
+    and has a learnable scale.
+    """
+
+    def __init__(self, width: int, inner: int, *, scaled: bool) -> None:
+        super().__init__()
+        self.ln = nn.LayerNorm(width)
+        self.down = nn.Linear(width, inner)
+        self.up = nn.Linear(inner, width)
+        self.scale = nn.Parameter(torch.ones(1)) if scaled else None
+        nn.init.kaiming_normal_(self.down.weight, a=math.sqrt(5))
+        for zero in (self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(zero)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up(F.relu(self.down(self.ln(x))))
+        return y if self.scale is None else y * self.scale
+
+
+class BlockAdapters(nn.Module):
+    """The adapters of one transformer block; those the settings do not ask for are None."""
+
+    def __init__(self, cfg: Config, width: int, mlp_width: int, prompt_bound: float, *, prompted: bool) -> None:
+        super().__init__()
+        prompt = torch.empty(cfg.vpt_len, width).uniform_(-prompt_bound, prompt_bound) if prompted else None
+        self.prompt = None if prompt is None else nn.Parameter(prompt)
+        self.lora_q = LoRA(width, cfg.bottleneck) if cfg.lora else None
+        self.lora_v = LoRA(width, cfg.bottleneck) if cfg.lora else None
+        self.adapter = Bottleneck(width, cfg.bottleneck, scaled=False) if cfg.adapter else None
+        self.adaptformer = Bottleneck(width, cfg.bottleneck, scaled=True) if cfg.adaptformer else None
+        widths = {"attn_in": 3 * width, "attn_out": width, "mlp_in": mlp_width, "mlp_out": width}
+        self.ssf = nn.ModuleDict({k: ScaleShift(w) for k, w in widths.items()} if cfg.ssf else {})
+
+
+def run_block(block: nn.Module, x: Tensor, *, adapters: BlockAdapters | None = None, causal: bool = False) -> Tensor:
+    """One pre-norm residual block of open_clip, with what `adapters` adds.
+
+    Args:
+        x: tokens, [B, L, width].
+        causal: each token sees itself and those before it (text tower).
+    """
+    x = x + block.ls_1(_attention(block.attn, block.ln_1(x), adapters, causal))
+    mlp = block.ls_2(_mlp(block.mlp, block.ln_2(x), adapters))
+    if adapters is not None and adapters.adapter is not None:
+        mlp = mlp + adapters.adapter(mlp)
+    if adapters is not None and adapters.adaptformer is not None:
+        mlp = mlp + adapters.adaptformer(x)
+    return x + mlp
+
+
+def _ssf(adapters: BlockAdapters | None, place: str, x: Tensor) -> Tensor:
+    return adapters.ssf[place](x) if adapters is not None and place in adapters.ssf else x
+
+
+def _attention(attn: nn.MultiheadAttention, x: Tensor, adapters: BlockAdapters | None, causal: bool) -> Tensor:
+    q, k, v = _ssf(adapters, "attn_in", F.linear(x, attn.in_proj_weight, attn.in_proj_bias)).chunk(3, dim=-1)
+    if adapters is not None and adapters.lora_q is not None:
+        q, v = q + adapters.lora_q(x), v + adapters.lora_v(x)
+    q, k, v = (t.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    return _ssf(adapters, "attn_out", attn.out_proj(out.transpose(1, 2).flatten(-2)))
+
+
+def _mlp(mlp: nn.Sequential, x: Tensor, adapters: BlockAdapters | None) -> Tensor:
+    hidden = mlp.gelu(_ssf(adapters, "mlp_in", mlp.c_fc(x)))
+    return _ssf(adapters, "mlp_out", mlp.c_proj(hidden))
+
+
+class ImageTower(nn.Module):
+    """CLIP's ViT with adapters; only what the settings train requires gradients.
+
+    Call it on images [B, 3, S, S]; it returns the class token after ln_post, [B, width], before CLIP's projection.
+    """
+
+    def __init__(self, visual: VisionTransformer, cfg: Config) -> None:
+        super().__init__()
+        self.visual = visual
+        blocks = visual.transformer.resblocks
+        self.n_frozen = max(0, len(blocks) - cfg.partial) if cfg.partial else 0
+        width, mlp_width = visual.conv1.out_channels, blocks[0].mlp.c_fc.out_features
+        # VPT (Jia et al., 2022): uniform as Xavier's rule for the patch embedding.
+        bound = math.sqrt(6 / (3 * math.prod(visual.patch_size) + width))
+        adapted = range(self.n_frozen, len(blocks))
+        prompted = set(adapted) if cfg.vpt_deep else {self.n_frozen} if cfg.vpt_shallow else set()
+        self.adapters = nn.ModuleDict(
+            {str(i): BlockAdapters(cfg, width, mlp_width, bound, prompted=i in prompted) for i in adapted}
+        )
+        self._mark_trainable(cfg)
+
+    def _mark_trainable(self, cfg: Config) -> None:
+        self.visual.requires_grad_(False)
+        blocks = self.visual.transformer.resblocks[self.n_frozen :]
+        if cfg.finetune == "all":
+            self.visual.requires_grad_(True)
+            if self.visual.proj is not None:
+                self.visual.proj.requires_grad_(False)  # the class token is taken before it
+        elif cfg.finetune:
+            blocks.requires_grad_(True)
+        if cfg.bias_tuning:
+            for name, parameter in (blocks if self.n_frozen else self.visual).named_parameters():
+                if name.endswith("bias"):
+                    parameter.requires_grad_(True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self._tokens(images)
+        n_prompts = 0
+        for i, block in enumerate(self.visual.transformer.resblocks):
+            adapters = self.adapters[str(i)] if str(i) in self.adapters else None
+            if adapters is not None and adapters.prompt is not None:
+                prompt = adapters.prompt.to(x.dtype).expand(len(x), -1, -1)
+                x = torch.cat([x[:, : x.shape[1] - n_prompts], prompt], dim=1)
+                n_prompts = prompt.shape[1]
+            x = run_block(block, x, adapters=adapters)
+        return self.visual.ln_post(x[:, 0])
+
+    def _tokens(self, images: Tensor) -> Tensor:
+        """Class token and patches with their positions, [B, 1 + patches, width]."""
+        v = self.visual
+        x = v.conv1(images.to(v.conv1.weight.dtype)).flatten(2).transpose(1, 2)
+        x = torch.cat([v.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
+        return v.ln_pre(x + v.positional_embedding.to(x.dtype))

@@ -1,0 +1,1 @@
+"""Shared plumbing: configuration, runs, losses, selection rules, metrics and files."""

@@ -1,0 +1,122 @@
+"""The selected set: the only code that writes or reads it."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.config import Config
+from utils.errors import UserError
+from utils.files import write_atomically, write_text
+
+Fingerprint = dict[str, Any]
+
+
+def clean_set_path(cfg: Config) -> Path:
+    """Where the selected set lies: `clean_set`, or the paper's place."""
+    return Path(cfg.clean_set) if cfg.clean_set else Path("phase1") / cfg.dataset / f"{cfg.noise_tag}.pt"
+
+
+def save_clean_set(path: Path, selected: Tensor, fingerprint: Fingerprint, *, rule: str, seed: int) -> None:
+    """Write the selected set, bool [N], and beside it a .json that says what it belongs to."""
+    selected = selected.cpu().contiguous()
+    facts = {
+        **fingerprint,
+        "rule": rule,
+        "seed": seed,
+        "n_selected": int(selected.sum()),
+        "mask_sha256": _mask_sha256(selected),
+    }
+    # Without its .json a set is taken as it is; so the old .json goes first and the new one comes last.
+    facts_path = path.with_suffix(".json")
+    facts_path.unlink(missing_ok=True)
+    write_atomically(path, lambda file: torch.save(selected, file))
+    write_text(facts_path, json.dumps(facts, indent=1) + "\n")
+
+
+def load_clean_set(path: Path, ids: list[str], fingerprint: Fingerprint) -> Tensor:
+    """Read a selected set for the train samples `ids`, bool [N].
+
+    Takes this project's file with its .json, and from any other method a bool tensor (.pt), a bool array (.npy), or a
+    CSV of the selected ids (first column, or the column `sample_id`).
+
+    Raises:
+        UserError: missing or unreadable, of another length, data set, noise or labels, foreign ids, nothing selected.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"no selected set at {path}: run phase 1 with the same data set and noise first, or name a file with clean_set=FILE"
+        )
+    try:
+        selected = _read_ids(path, ids) if path.suffix == ".csv" else _read_mask(path)
+    except UserError:
+        raise
+    except Exception as error:  # each format fails in its own way
+        raise UserError(
+            f"selected set {path} cannot be read ({type(error).__name__}); it must be a bool tensor, a bool array or a CSV of ids"
+        ) from None
+    if selected.dtype != torch.bool or selected.shape != (len(ids),):
+        raise UserError(
+            f"selected set {path}: expected {len(ids)} true/false values, one a train sample, found {list(selected.shape)} of {selected.dtype}"
+        )
+    _check_facts(path, selected, fingerprint)
+    if not selected.any():
+        raise UserError(f"selected set {path} is empty: there is nothing to train on")
+    return selected
+
+
+def _read_mask(path: Path) -> Tensor:
+    if path.suffix == ".npy":
+        return torch.from_numpy(np.load(path, allow_pickle=False))
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _read_ids(path: Path, ids: list[str]) -> Tensor:
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.reader(file) if row]
+    column = 0
+    if rows and "sample_id" in rows[0]:
+        column = rows[0].index("sample_id")
+        rows = rows[1:]
+    number = {name: i for i, name in enumerate(ids)}
+    selected = torch.zeros(len(ids), dtype=torch.bool)
+    for row in rows:
+        if row[column] not in number:
+            raise UserError(
+                f"selected set {path}: '{row[column]}' is no train sample of this data set (ids look like '{ids[0]}')"
+            )
+        selected[number[row[column]]] = True
+    return selected
+
+
+def _check_facts(path: Path, selected: Tensor, fingerprint: Fingerprint) -> None:
+    facts_path = path.with_suffix(".json")
+    if not facts_path.is_file():
+        return
+    try:
+        facts = json.loads(facts_path.read_text(encoding="utf-8"))
+        same_mask = facts["mask_sha256"] == _mask_sha256(selected)
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{facts_path} is damaged: run phase 1 again, or delete it to take {path} as it is") from None
+    if not same_mask:
+        raise UserError(
+            f"{path} and {facts_path} do not belong together: run phase 1 again, or delete the .json to take the set as it is"
+        )
+    for name, value in fingerprint.items():
+        if facts.get(name) != value:
+            label = {"ids_sha256": "other samples or another order", "labels_sha256": "other given labels"}.get(name)
+            what = label or f"{name.replace('_', ' ')} {facts.get(name)}, and this run has {value}"
+            raise UserError(
+                f"selected set {path} was made for {what}: run phase 1 with this run's data set, noise and seed first"
+            )
+
+
+def _mask_sha256(selected: Tensor) -> str:
+    return hashlib.sha256(np.packbits(selected.numpy()).tobytes()).hexdigest()

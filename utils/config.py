@@ -1,0 +1,264 @@
+"""Settings: one typed schema, filled from YAML and the command line into one frozen `Config`.
+
+Precedence, weakest first:
+1. the defaults below,
+2. the YAML file given by --cfg,
+3. the flags of the paper's scripts (--noise_mode, --noise_ratio, --gpuid, --backbone, --lnl_methods, --strategy),
+4. key=value overrides at the end of the command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import math
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from utils.errors import UserError
+
+NOISE_MODES = ("sym", "asym", "str", "idn", "real")
+DATASETS = ("digits", "cifar10", "cifar100")
+
+
+def key(
+    default: Any,
+    meaning: str,
+    *,
+    choices: tuple = (),
+    low: float = -math.inf,
+    high: float = math.inf,
+    below: float = math.inf,
+):
+    """A setting with its meaning and the values it may take: `low` <= value <= `high`, value < `below`."""
+    limits = {"meaning": meaning, "choices": choices, "low": low, "high": high, "below": below}
+    return field(default=default, metadata=limits)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting of every script. Not one of them is read from anywhere else."""
+
+    # Data and its noise
+    dataset: str = key("digits", "data set", choices=DATASETS)
+    data_root: str = key("data", "folder that holds the data sets")
+    download: bool = key(True, "fetch CIFAR when it is missing; false never touches the network")
+    noise_mode: str = key(
+        "sym", "label noise (symmetric, pair flip, structured, instance dependent, human)", choices=NOISE_MODES
+    )
+    noise_ratio: float = key(0.4, "share of the train labels that are redrawn", low=0, below=1)
+    noise_file: str | None = key(None, "where the noisy labels are kept (default: <data_root>/noise/...)")
+    class_names: list[str] | str | None = key(
+        None, "names for the prompts: a list, or a text file with one name a line (default: the data set's own)"
+    )
+
+    # Backbone and what of it is trained
+    backbone: str = key(
+        "ViT-B/16", "ViT-B/16, ViT-B/32, ViT-L/14, digits, an open_clip name, or an open_clip model config as JSON file"
+    )
+    pretrained: str = key("openai", "open_clip tag, a weights file, or none for random weights")
+    resolution: int = key(0, "image side in pixels; 0 = what the backbone was made for", low=0)
+    weights_dir: str = key("weights", "folder for weights that are fetched, made, or put there by hand")
+    finetune: bool | str = key(False, "train the transformer blocks themselves; all: every weight of the image tower")
+    partial: int = key(0, "adapt or fine-tune only the last n blocks; 0 = all of them", low=0)
+    bias_tuning: bool = key(False, "train all biases of the image tower (BitFit)")
+    vpt_deep: bool = key(False, "prompt tokens of their own for every block (VPT-deep)")
+    vpt_shallow: bool = key(False, "prompt tokens at the first block only (VPT-shallow)")
+    vpt_len: int = key(20, "prompt tokens a block", low=1)
+    lora: bool = key(False, "LoRA on the queries and values")
+    adapter: bool = key(False, "bottleneck adapter after the MLP (Houlsby et al.)")
+    adaptformer: bool = key(False, "bottleneck adapter parallel to the MLP (AdaptFormer)")
+    ssf: bool = key(False, "scale and shift the output of every linear layer (SSF)")
+    bottleneck: int = key(8, "rank or inner width of LoRA, Adapter and AdaptFormer", low=1)
+    n_ctx: int = key(16, "learnable context vectors of each prompt", low=1, high=64)
+    class_token_position: str = key(
+        "end", "where the class name stands among the context vectors", choices=("end", "middle", "front")
+    )
+
+    # Optimisation
+    epochs: int = key(10, "passes over the train set", low=1)
+    warmup: int = key(1, "first epochs, in which every sample is trained on", low=0)
+    batch_size: int = key(64, "samples a step", low=1)
+    optimizer: str = key("sgd", "optimiser", choices=("sgd", "adamw"))
+    lr: float = key(3e-2, "learning rate", low=0)
+    momentum: float = key(0.9, "momentum of SGD", low=0, below=1)
+    weight_decay: float = key(5e-4, "weight decay", low=0)
+    lr_schedule: str = key("cosine", "learning rate over the epochs", choices=("cosine", "constant"))
+    positive_weight: float = key(1.0, "weight of the positive term of L_dp (0.25 for severe noise)", low=0)
+    max_steps: int = key(0, "at most this many batches in each pass over data, for trying things out; 0 = all", low=0)
+
+    # Machine
+    seed: int = key(0, "seed of everything that chance decides", low=0)
+    device: str = key(
+        "auto", "auto (CUDA, then MPS, then CPU), cuda, mps or cpu", choices=("auto", "cuda", "mps", "cpu")
+    )
+    gpuid: int = key(0, "which CUDA device", low=0)
+    prec: str = key(
+        "amp",
+        "fp32, amp (mixed, fp32 master weights), bf16 (mixed, always bfloat16), fp16 (half weights, as released)",
+        choices=("fp32", "amp", "bf16", "fp16"),
+    )
+
+    # Files
+    output_dir: str | None = key(None, "run folder (default: output/<script>/<dataset>/<noise>/seed<k>)")
+    clean_set: str | None = key(
+        None, "selected set to write in phase 1 and to read in phase 2 (default: phase1/<dataset>/<noise>.pt)"
+    )
+    resume: bool = key(False, "go on from the run folder's checkpoint (--resume)")
+
+    @property
+    def noise_tag(self) -> str:
+        """Short name of the noise in paths and tables: `sym0.4`, or `real`, which has no ratio."""
+        return "real" if self.noise_mode == "real" else f"{self.noise_mode}{self.noise_ratio:g}"
+
+
+TYPES: dict[str, Any] = get_type_hints(Config)
+FLAGS = ("noise_mode", "noise_ratio", "gpuid", "backbone")
+
+
+def load_config(argv: list[str] | None, *, script: str) -> Config:
+    """Read the command line (and the YAML file it names) into a `Config`.
+
+    Raises:
+        UserError: unknown key, wrong type, value out of range, or a file that is missing or malformed.
+    """
+    args = _parser(script).parse_args(argv)
+    if args.cfg is None:
+        raise UserError(f"--cfg FILE is missing: name a settings file, e.g. {script}.py --cfg config/PEFT/digits.yaml")
+    values = {name: _checked(name, value, args.cfg) for name, value in _read_yaml(Path(args.cfg)).items()}
+    for name in FLAGS:
+        if (text := getattr(args, name)) is not None:
+            values[name] = _checked(name, _from_text(name, text), f"--{name}")
+    for item in args.overrides:
+        name, equals, text = item.partition("=")
+        if not equals:
+            raise UserError(f"command line: '{item}' is not of the form key=value")
+        values[name] = _checked(name, _from_text(name, text), "command line")
+    if args.resume:
+        values["resume"] = True
+    return Config(**values)
+
+
+def dump_config(cfg: Config) -> str:
+    """The settings as YAML that `load_config` reads back."""
+    return yaml.safe_dump(dataclasses.asdict(cfg), sort_keys=False, allow_unicode=True)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UserError(f"command line: {message} (--help lists what there is)")
+
+
+def _parser(script: str) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=f"{script}.py",
+        usage="%(prog)s --cfg FILE [flags] [--resume] [key=value ...]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_key_table(),
+        allow_abbrev=False,
+    )
+    parser.add_argument("--cfg", metavar="FILE", help="YAML file with settings")
+    for name in FLAGS:
+        parser.add_argument(f"--{name}", metavar="VALUE", help=f"same as {name}=VALUE")
+    parser.add_argument("--resume", action="store_true", help="go on from the run folder's checkpoint")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="any of the keys below")
+    return parser
+
+
+def _key_table() -> str:
+    rows = ["keys (for the YAML file, and as key=value):"]
+    for f in fields(Config):
+        default = "none" if f.default is None else str(f.default).lower() if isinstance(f.default, bool) else f.default
+        choices = f" [{', '.join(f.metadata['choices'])}]" if f.metadata["choices"] else ""
+        rows.append(f"  {f.name:<21} {_type_name(TYPES[f.name]):<19} {default!s:<9} {f.metadata['meaning']}{choices}")
+    return "\n".join(rows)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such settings file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a settings file ({error})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}: not valid YAML{where} ({getattr(error, 'problem', error)})") from None
+    if content is None:
+        raise UserError(f"{path}: the settings file is empty")
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected lines of the form 'key: value', found a {type(content).__name__}")
+    return content
+
+
+def _from_text(name: str, text: str) -> Any:
+    """A value from the command line: text stays text where the key wants text, else it is read as YAML."""
+    if name in TYPES and str in _alternatives(TYPES[name]) and bool not in _alternatives(TYPES[name]):
+        if text.lower() in ("none", "null") and type(None) in _alternatives(TYPES[name]):
+            return None
+        if not (list[str] in _alternatives(TYPES[name]) and text.startswith("[")):
+            return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _checked(name: str, value: Any, where: str) -> Any:
+    """`value` as the key's type, or a `UserError` that names file and key."""
+    if name not in TYPES:
+        near = difflib.get_close_matches(str(name), TYPES, n=1, cutoff=0.4)
+        hint = f"; did you mean '{near[0]}'?" if near else "; --help lists the keys"
+        raise UserError(f"{where}: unknown key '{name}'{hint}")
+    limits = next(f.metadata for f in fields(Config) if f.name == name)
+    for kind in _alternatives(TYPES[name]):
+        ok, cast = _cast(kind, value)
+        if ok:
+            break
+    else:
+        raise UserError(f"{where}: {name} must be {_type_name(TYPES[name])}, got {value!r}")
+    if limits["choices"] and cast not in limits["choices"]:
+        near = difflib.get_close_matches(str(cast), limits["choices"], n=1)
+        hint = f" (did you mean '{near[0]}'?)" if near else ""
+        raise UserError(f"{where}: unknown {name} '{cast}'{hint}; choose one of {', '.join(limits['choices'])}")
+    if isinstance(cast, (int, float)) and not (limits["low"] <= cast <= limits["high"] and cast < limits["below"]):
+        raise UserError(f"{where}: {name} = {cast} is out of range; {_range(limits)}")
+    return cast
+
+
+def _cast(kind: Any, value: Any) -> tuple[bool, Any]:
+    if kind is float:
+        # YAML 1.1 reads 5e-4 as text, because it has no dot.
+        try:
+            number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
+        except (ValueError, OverflowError):
+            number = math.nan
+        return math.isfinite(number), number
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool), value
+    if kind == list[str]:
+        ok = isinstance(value, (list, tuple)) and all(isinstance(v, (str, int, float)) for v in value)
+        return ok, [str(v) for v in value] if ok else value
+    return isinstance(value, kind), value
+
+
+def _alternatives(kind: Any) -> tuple:
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _type_name(kind: Any) -> str:
+    names = {str: "text", int: "int", float: "number", bool: "true/false", list[str]: "list", type(None): "none"}
+    return " or ".join(names[k] for k in _alternatives(kind))
+
+
+def _range(limits: dict[str, Any]) -> str:
+    upper = f"below {limits['below']:g}" if limits["below"] < math.inf else f"at most {limits['high']:g}"
+    return f"it must be at least {limits['low']:g}" + (
+        f" and {upper}" if not math.isinf(min(limits["below"], limits["high"])) else ""
+    )

@@ -1,0 +1,47 @@
+"""Running means that stay on the device, and the quality of a selection."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+class RunningMeans:
+    """Means of named scalars over the batches of an epoch; nothing leaves the device before `read`."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, **values: Tensor) -> None:
+        """One batch's scalars."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach().double()
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def read(self) -> dict[str, float]:
+        """Name -> mean over the batches so far."""
+        return {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+
+
+def batch_quality(selected: Tensor, is_clean: Tensor | None) -> dict[str, Tensor]:
+    """Precision and recall in percent of one batch's selection, bool [B]; 0 where undefined, {} where truth is unknown."""
+    if is_clean is None:
+        return {}
+    hits = (selected & is_clean).sum()
+    return {
+        "precision_batch_mean": 100 * hits / selected.sum().clamp(min=1),
+        "recall_batch_mean": 100 * hits / is_clean.sum().clamp(min=1),
+    }
+
+
+def selection_quality(selected: Tensor, is_clean: Tensor | None) -> dict[str, float | None]:
+    """Exact precision, recall and F1 in percent of a whole selection, bool [N]; None where truth is unknown.
+
+    Precision: clean among selected. Recall: selected among clean.
+    """
+    if is_clean is None:
+        return {"precision": None, "recall": None, "f1": None}
+    hits = int((selected & is_clean).sum())
+    precision = 100 * hits / max(1, int(selected.sum()))
+    recall = 100 * hits / max(1, int(is_clean.sum()))
+    return {"precision": precision, "recall": recall, "f1": 2 * precision * recall / max(precision + recall, 1e-12)}

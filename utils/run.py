@@ -1,0 +1,207 @@
+"""A run: device, precision, folder, log, epochs, resume. Nothing outside this file names a device."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from utils.checkpoint import read_checkpoint, restore, save_checkpoint
+from utils.config import Config, dump_config
+from utils.errors import UserError
+from utils.files import write_text
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+# Settings that may differ between a run and the run it goes on from.
+FREE_ON_RESUME = {"resume", "device", "gpuid", "output_dir", "weights_dir", "data_root", "download"}
+
+
+class Run:
+    """One training run and its folder. Use `start_run`."""
+
+    def __init__(self, cfg: Config, script: str, device: torch.device) -> None:
+        self.cfg, self.script, self.device = cfg, script, device
+        self.folder = run_folder(cfg, script)
+        self.autocast_dtype, self.half_weights = _precision(cfg, device)
+        self.scaler = torch.amp.GradScaler(
+            device.type, enabled=cfg.prec == "amp" and self.autocast_dtype == torch.float16
+        )
+        self.started = time.perf_counter()
+        self.history: list[dict[str, Any]] = []
+
+    @property
+    def precision(self) -> str:
+        """What the arithmetic really is, in words."""
+        return "fp16 weights" if self.half_weights else str(self.autocast_dtype or torch.float32).removeprefix("torch.")
+
+    def say(self, text: str) -> None:
+        """A line for the reader and log.txt."""
+        tqdm.write(text, file=sys.stdout)
+        with (self.folder / "log.txt").open("a", encoding="utf-8") as log:
+            log.write(text + "\n")
+
+    def place(self, module: nn.Module) -> nn.Module:
+        """Move a module to the device, in the precision of the run."""
+        return module.to(self.device, torch.float16) if self.half_weights else module.to(self.device)
+
+    def autocast(self) -> torch.autocast:
+        """Context of forward passes and losses."""
+        return torch.autocast(
+            self.device.type, self.autocast_dtype or torch.bfloat16, enabled=self.autocast_dtype is not None
+        )
+
+    def epochs(self, parts: dict[str, Any]) -> Iterator[int]:
+        """Epoch numbers from 1, or from where the checkpoint ends; brings `parts` into the saved state first."""
+        path = self.folder / "checkpoint.pt"
+        if self.cfg.resume and path.is_file():
+            saved = read_checkpoint(path)
+            self._same_settings(saved["facts"]["config"])
+            restore(parts, saved["parts"])
+            self.scaler.load_state_dict(saved["facts"]["scaler"])
+            self.history = saved["facts"]["history"]
+            self.say(f"going on after epoch {len(self.history)} of {path}")
+        elif self.cfg.resume:
+            self.say(f"no checkpoint in {self.folder}: starting from the beginning")
+        self._write_history()
+        yield from range(len(self.history) + 1, self.cfg.epochs + 1)
+
+    def end_epoch(self, epoch: int, parts: dict[str, Any], metrics: dict[str, float]) -> None:
+        """Log the epoch's metrics and save everything needed to go on from here."""
+        self.history.append({"epoch": epoch, **metrics})
+        facts = {"config": dataclasses.asdict(self.cfg), "scaler": self.scaler.state_dict(), "history": self.history}
+        save_checkpoint(self.folder / "checkpoint.pt", parts, facts)
+        self._write_history()
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        self.say(f"epoch {epoch}/{self.cfg.epochs}  {shown}")
+
+    def finish(self, summary: dict[str, Any], written: list[Path]) -> dict[str, Any]:
+        """Write summary.json (with accuracies and costs) and say what was written where."""
+        accuracies = [line["test_accuracy"] for line in self.history if "test_accuracy" in line]
+        seconds = sum(line.get("train_seconds", 0) for line in self.history)
+        images = sum(line.get("images", 0) for line in self.history)
+        summary = {
+            **summary,
+            "best_accuracy": max(accuracies, default=None),
+            "last_accuracy": accuracies[-1] if accuracies else None,
+            "images_per_second": images / seconds if seconds else None,
+            "seconds": time.perf_counter() - self.started,
+            "peak_memory_bytes": _peak_memory(self.device),
+        }
+        write_text(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        shown = "  ".join(
+            f"{name} {value:.2f}"
+            for name, value in summary.items()
+            if isinstance(value, float) and "per_second" not in name
+        )
+        self.say(shown)
+        self.say(
+            "wrote "
+            + ", ".join(map(str, [*written, self.folder / "summary.json"]))
+            + f" and the run's log in {self.folder}"
+        )
+        return summary
+
+    def _same_settings(self, saved: dict[str, Any]) -> None:
+        for name, value in dataclasses.asdict(self.cfg).items():
+            if name not in FREE_ON_RESUME and saved.get(name) != value:
+                raise UserError(
+                    f"--resume: the run in {self.folder} has {name} = {saved.get(name)}, these settings have {value}; use the same, or another output_dir"
+                )
+
+    def _write_history(self) -> None:
+        write_text(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
+
+
+def start_run(cfg: Config, script: str) -> Run:
+    """Choose the device, make the run folder, and write settings and environment into it.
+
+    Raises:
+        UserError: a device that is not there, or a folder that cannot be written.
+    """
+    run = Run(cfg, script, choose_device(cfg))
+    if not cfg.resume:
+        for name in ("log.txt", "checkpoint.pt", "summary.json"):
+            (run.folder / name).unlink(missing_ok=True)
+    write_text(run.folder / "config.yaml", dump_config(cfg))
+    write_text(run.folder / "env.json", json.dumps(_environment(run.device), indent=1) + "\n")
+    run.say(
+        f"{script}: {cfg.dataset}, {cfg.noise_tag}, seed {cfg.seed}, {cfg.backbone} on {run.device}, {run.precision} -> {run.folder}"
+    )
+    return run
+
+
+def run_folder(cfg: Config, script: str) -> Path:
+    """`output_dir`, or output/<script>/<dataset>/<noise>/seed<k>."""
+    return (
+        Path(cfg.output_dir)
+        if cfg.output_dir
+        else Path("output") / script / cfg.dataset / cfg.noise_tag / f"seed{cfg.seed}"
+    )
+
+
+def choose_device(cfg: Config) -> torch.device:
+    """The device of the settings; `auto` takes CUDA, then MPS, then the CPU."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    name = next(n for n in available if available[n]) if cfg.device == "auto" else cfg.device
+    if not available[name]:
+        raise UserError(f"device={name} is not available here; use device=auto")
+    if name == "cuda" and cfg.gpuid >= torch.cuda.device_count():
+        raise UserError(f"gpuid={cfg.gpuid}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
+    return torch.device("cuda", cfg.gpuid) if name == "cuda" else torch.device(name)
+
+
+def _precision(cfg: Config, device: torch.device) -> tuple[torch.dtype | None, bool]:
+    """(autocast type or None, whether the weights are half precision). A CPU runs float32 unless bf16 is asked for."""
+    if cfg.prec == "bf16":
+        return torch.bfloat16, False
+    if cfg.prec == "fp32" or device.type == "cpu":
+        return None, False
+    if cfg.prec == "fp16":
+        return None, True
+    return (torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float16), False
+
+
+def _environment(device: torch.device) -> dict[str, Any]:
+    packages = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "scipy", "scikit-learn")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name: version(name) for name in packages},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or device.type,
+        "threads": torch.get_num_threads(),
+        "git_commit": _git_commit(),
+        "command": sys.argv,
+    }
+
+
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    except OSError:  # no git here
+        return None
+
+
+def _peak_memory(device: torch.device) -> int | None:
+    """Most memory in use so far: of the CUDA allocator, or else the process's resident set, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

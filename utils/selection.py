@@ -1,0 +1,57 @@
+"""Rules that call a given label clean, and the record of what they said about every sample."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from sklearn.mixture import GaussianMixture
+from torch import Tensor, nn
+
+
+def above_half(p_clean: Tensor, targets: Tensor) -> Tensor:
+    """Eq. 6: p_clean of the given label above one half. [B, C] and [B] -> bool [B]."""
+    return p_clean.gather(1, targets[:, None])[:, 0] > 0.5
+
+
+def above_half_and_agreeing(p_clean: Tensor, targets: Tensor) -> Tensor:
+    """Real-world noise: also no other class has a higher p_clean. [B, C] and [B] -> bool [B]."""
+    return above_half(p_clean, targets) & (p_clean.argmax(dim=-1) == targets)
+
+
+def smallest_losses(losses: Tensor, forget_rate: float) -> Tensor:
+    """Small-loss: the int((1 - forget_rate) B) smallest losses of a batch. [B] -> bool [B]."""
+    keep = torch.argsort(losses, stable=True)[: int((1 - forget_rate) * len(losses))]
+    return torch.zeros_like(losses, dtype=torch.bool).index_fill_(0, keep, True)
+
+
+def forget_rate(epoch: int, *, ratio: float, warmup: int) -> float:
+    """Share of each batch that small-loss drops: linspace(0, ratio, warmup) over the first epochs, then `ratio`."""
+    return float(np.linspace(0, ratio, warmup)[epoch - 1]) if epoch <= warmup else ratio
+
+
+def mixture_posterior(losses: Tensor, *, seed: int) -> Tensor:
+    """Posterior of the lower-mean component of a two-Gaussian mixture over min-max scaled losses. [N] -> [N]."""
+    x = losses.double().cpu().numpy()[:, None]
+    x = (x - x.min()) / max(x.max() - x.min(), 1e-12)
+    mixture = GaussianMixture(2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=seed).fit(x)
+    return torch.from_numpy(mixture.predict_proba(x)[:, mixture.means_.argmin()])
+
+
+class Verdicts(nn.Module):
+    """What a rule said about every train sample: selected or not, score of the given label, suggested label.
+
+    The tensors are buffers, so that a checkpoint carries them. A sample that was never seen is not selected and has
+    neither score (NaN) nor suggestion (-1).
+    """
+
+    def __init__(self, n_samples: int) -> None:
+        super().__init__()
+        self.register_buffer("selected", torch.zeros(n_samples, dtype=torch.bool))
+        self.register_buffer("score", torch.full((n_samples,), torch.nan))
+        self.register_buffer("suggested", torch.full((n_samples,), -1))
+
+    def record(self, index: Tensor, *, selected: Tensor, score: Tensor, suggested: Tensor) -> None:
+        """Keep the verdicts on samples `index`, [B]: bool [B], [0, 1] [B], classes [B]."""
+        self.selected[index] = selected
+        self.score[index] = score.to(self.score.dtype)
+        self.suggested[index] = suggested
