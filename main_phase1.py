@@ -6,19 +6,19 @@ the negative prompt does not reject in the last epoch: the selected set for phas
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from datasets import Batch, Loader, build_data
-from models import Detector, build_detector, image_size, parameter_table
-from utils.clean_set import clean_set_path, save_clean_set
+from datasets import Batch, build_data, build_loaders
+from models import Detector, build_detector, parameter_table
+from utils.clean_set import clean_set_path
 from utils.config import Config, load_config
 from utils.engine import build_optimizer, build_schedule, evaluate, train_one_epoch
 from utils.errors import cli
-from utils.losses import clean_probability, cross_entropy, dual_prompt_loss, masked_mean
-from utils.metrics import batch_quality, selection_quality
-from utils.randomness import sample_integers
-from utils.report import write_samples
+from utils.losses import clean_probability, complementary_labels, cross_entropy, dual_prompt_loss, masked_mean
+from utils.report import report_selection
 from utils.run import start_run
 from utils.selection import Verdicts, above_half
 
@@ -64,54 +64,43 @@ def deft_step(
 @cli
 def main(argv: list[str] | None = None) -> dict:
     cfg = load_config(argv, script="main_phase1")
+    return detect(cfg, "main_phase1", deft_step, schedule="cosine", rule="p_clean > 0.5 in the last epoch")
+
+
+def detect(cfg: Config, script: str, method: Callable[..., dict[str, Tensor]], *, schedule: str, rule: str) -> dict:
+    """Train a detector with `method` (`deft_step` here), and write what it selected in the last epoch."""
     data = build_data(cfg)
     detector = build_detector(cfg, data.class_names)
-    run = start_run(cfg, "main_phase1")
+    run = start_run(cfg, script)
     run.say(parameter_table(detector))
     run.place(detector)
-    options = {
-        "size": image_size(detector),
-        "batch_size": cfg.batch_size,
-        "seed": cfg.seed,
-        "device": run.device,
-        "max_steps": cfg.max_steps,
-    }
-    train, test = Loader(data.train, data.recipe, **options), Loader(data.test, data.recipe, **options)
+    train, tests = build_loaders(cfg, data, size=detector.image_size, device=run.device)
     optimizer = build_optimizer(cfg, detector)
-    schedule = build_schedule(cfg, optimizer)
-    verdicts = Verdicts(len(data.train)).to(run.device)
-    is_clean = None if data.train.is_clean is None else data.train.is_clean.to(run.device)
-    parts = {"detector": detector, "optimizer": optimizer, "schedule": schedule, "verdicts": verdicts}
+    learning_rate = build_schedule(cfg.lr_schedule or schedule, optimizer, cfg.epochs)
+    verdicts = Verdicts(len(data.train), data.train.is_clean).to(run.device)
+    parts = {"detector": detector, "optimizer": optimizer, "schedule": learning_rate, "verdicts": verdicts}
 
     for epoch in run.epochs(parts):
 
         def step(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-            # A random class other than the given one, drawn anew in every epoch.
-            y_bar = (
-                batch.targets + 1 + sample_integers("complementary", cfg.seed, epoch, batch.index, n_classes - 1)
-            ) % n_classes
-            out = deft_step(detector, batch.images, batch.targets, y_bar, cfg, epoch)
+            y_bar = complementary_labels(batch.targets, batch.index, n_classes, seed=cfg.seed, epoch=epoch)
+            out = method(detector, batch.images, batch.targets, y_bar, cfg, epoch)
             if epoch == cfg.epochs:
                 verdicts.record(batch.index, selected=out["selected"], score=out["score"], suggested=out["suggested"])
-            quality = batch_quality(out["selected"], None if is_clean is None else is_clean[batch.index])
+            quality = verdicts.batch_quality(batch.index, out["selected"])
             return out["loss"], {"loss_dp": out["loss_dp"], "loss_sim": out["loss_sim"], **quality}
 
         n_classes = len(data.class_names)
-        metrics = train_one_epoch(
-            detector, train.shuffled(epoch), step, optimizer, run, epoch=epoch, n_batches=len(train)
-        )
+        metrics = train_one_epoch(detector, train, step, optimizer, run, epoch)
         with torch.no_grad(), run.autocast():
             text = detector.text_features()
-        metrics["test_accuracy"] = evaluate(detector, test, lambda images: detector(images, text)[0], run)
-        schedule.step()
+        metrics |= evaluate(detector, tests, lambda images: detector(images, text)[0], run)
+        learning_rate.step()
         run.end_epoch(epoch, parts, metrics)
 
-    selected, path, samples = verdicts.selected.cpu(), clean_set_path(cfg), run.folder / "samples.csv"
-    save_clean_set(path, selected, data.train.fingerprint(), rule="p_clean > 0.5 in the last epoch", seed=cfg.seed)
-    write_samples(samples, data.train.ids, data.train.given, data.train.true, verdicts, data.class_names)
-    batch_means = {name: run.history[-1].get(name) for name in ("precision_batch_mean", "recall_batch_mean")}
-    counts = {"n_samples": len(selected), "n_selected": int(selected.sum())}
-    return run.finish({**selection_quality(selected, data.train.is_clean), **batch_means, **counts}, [path, samples])
+    path = clean_set_path(cfg)
+    summary = report_selection(run, data, verdicts, path, rule=rule)
+    return run.finish(summary, [path, run.folder / "samples.csv"])
 
 
 if __name__ == "__main__":

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from datasets.base import Data, NoisyImages, array_ids, as_images, class_names
-from datasets.cifar import read_cifar, read_human_labels
+from datasets.cifar import plain_name, read_cifar, read_human_labels
+from datasets.clothing1m import read_clothing1m
+from datasets.cub import read_cub
 from datasets.digits import read_digits
+from datasets.image_files import ImageFiles, small_pixels
+from datasets.layout import Listing
 from datasets.loader import Batch, Loader
-from datasets.noise import instance_dependent_noise, synthetic_noise
+from datasets.noise import Pixels, instance_dependent_noise, synthetic_noise
 from datasets.noise_file import noisy_labels
+from datasets.stanford_cars import read_stanford_cars
+from datasets.tiny_imagenet import read_tiny_imagenet
 from datasets.transforms import RECIPES
+from datasets.webvision import read_webvision
 from utils.config import Config
 from utils.errors import UserError
 
-__all__ = ["Batch", "Data", "Loader", "NoisyImages", "build_data"]
+__all__ = ["Batch", "Data", "Loader", "NoisyImages", "build_data", "build_loaders"]
 
 
 def build_data(cfg: Config) -> Data:
@@ -29,51 +37,142 @@ def build_data(cfg: Config) -> Data:
     return BUILDERS[cfg.dataset](cfg)
 
 
+def build_loaders(cfg: Config, data: Data, *, size: int, device: torch.device) -> tuple[Loader, dict[str, Loader]]:
+    """Batches of the train split, and of each test split by name, for a model that takes images of `size` pixels."""
+
+    def loader(split: NoisyImages) -> Loader:
+        return Loader(
+            split,
+            data.recipe,
+            size=size,
+            batch_size=cfg.batch_size,
+            seed=cfg.seed,
+            device=device,
+            max_steps=cfg.max_steps,
+            num_workers=cfg.num_workers,
+            skip_unreadable=cfg.skip_unreadable,
+        )
+
+    tests = {"test": data.test, **data.extra_tests}
+    return loader(data.train), {name: loader(split) for name, split in tests.items()}
+
+
+# ------------------------------------------------------------- one a data set
+
+
 def _digits(cfg: Config) -> Data:
     return _array_data(cfg, *read_digits(), n_classes=10)
 
 
 def _cifar(cfg: Config) -> Data:
-    return _array_data(cfg, *read_cifar(cfg), n_classes=int(cfg.dataset.removeprefix("cifar")))
+    return _array_data(cfg, *read_cifar(cfg), n_classes=int(plain_name(cfg).removeprefix("cifar")))
+
+
+def _tiny_imagenet(cfg: Config) -> Data:
+    train, test = read_tiny_imagenet(cfg)
+    return _file_data(cfg, train, test, n_classes=int(train.labels.max()) + 1, structured_to_next=True)
+
+
+def _stanford_cars(cfg: Config) -> Data:
+    return _file_data(cfg, *read_stanford_cars(cfg), n_classes=196, structured_to_next=True)
+
+
+def _cub(cfg: Config) -> Data:
+    if cfg.noise_mode == "str":
+        raise UserError(f"noise_mode=str is not defined for {cfg.dataset}; choose sym, asym or idn")
+    return _file_data(cfg, *read_cub(cfg), n_classes=200, shuffle_classes=False)
+
+
+def _clothing1m(cfg: Config) -> Data:
+    return _real_file_data(cfg, *read_clothing1m(cfg), {}, n_classes=14)
+
+
+def _webvision(cfg: Config) -> Data:
+    return _real_file_data(cfg, *read_webvision(cfg), n_classes=50)
+
+
+# -------------------------------------------------------------- one a kind
 
 
 def _array_data(cfg: Config, train: tuple, test: tuple, *, n_classes: int) -> Data:
     """Data of (images uint8 [N, h, w, 3], true labels [N]) a split, with the settings' noise on the train labels."""
     names = class_names(cfg, n_classes)
     (images, true), (test_images, test_labels) = train, test
-    if cfg.noise_mode == "real":
-        if cfg.dataset not in ("cifar10", "cifar100"):
-            raise UserError(
-                f"noise_mode=real: there are no human labels for {cfg.dataset}; choose sym, asym, str or idn"
-            )
-        given, noise = read_human_labels(cfg, len(true)), "real"
+
+    def pixels(rows: np.ndarray) -> np.ndarray:  # channel-first order, as released
+        return images[rows].transpose(0, 3, 1, 2).reshape(len(rows), -1).astype(np.float32)
+
+    if cfg.noise_tag == "real":
+        if not cfg.dataset.startswith("cifar"):
+            raise _no_human_labels(cfg)
+        given = read_human_labels(cfg, len(true))
     else:
-        given, noise = (
-            noisy_labels(cfg, true, lambda: _draw_noise(cfg, images, true, n_classes)),
-            f"{cfg.noise_tag} seed{cfg.seed}",
-        )
-    train_split = _split(cfg, images, given, torch.from_numpy(true), noise)
-    return Data(
-        train_split, _split(cfg, test_images, test_labels, torch.from_numpy(test_labels)), names, RECIPES[cfg.dataset]
-    )
+        given = noisy_labels(cfg, true, lambda: _draw_noise(cfg, true, n_classes, pixels))
+    train_split = _split(cfg, images, given, torch.from_numpy(true), _noise_name(cfg))
+    test_split = _split(cfg, test_images, test_labels, torch.from_numpy(test_labels))
+    return Data(train_split, test_split, names, RECIPES[cfg.dataset])
+
+
+def _file_data(cfg: Config, train: Listing, test: Listing, *, n_classes: int, **variant: bool) -> Data:
+    """Data of image files with true labels, with the settings' noise on the train labels.
+
+    Args:
+        variant: how the data set's script draws noise (`synthetic_noise`).
+    """
+    if cfg.noise_tag == "real":
+        raise _no_human_labels(cfg)
+    names = class_names(cfg, n_classes)
+    train_split, test_split = _file_split(cfg, train), _file_split(cfg, test)
+
+    def pixels(rows: np.ndarray) -> np.ndarray:
+        return small_pixels([train_split.images[i] for i in rows], skip_unreadable=cfg.skip_unreadable)
+
+    given = noisy_labels(cfg, train.labels, lambda: _draw_noise(cfg, train.labels, n_classes, pixels, **variant))
+    noisy = replace(train_split, given=torch.from_numpy(given), noise=_noise_name(cfg))
+    return Data(noisy, test_split, names, RECIPES[cfg.dataset])
+
+
+def _real_file_data(cfg: Config, train: Listing, test: Listing, extra: dict[str, Listing], *, n_classes: int) -> Data:
+    """Data of image files whose train labels are wrong by nature: nobody knows the true ones."""
+    names = class_names(cfg, n_classes)
+    train_split = replace(_file_split(cfg, train), true=None, noise=_noise_name(cfg))
+    extra_tests = {name: _file_split(cfg, listing) for name, listing in extra.items()}
+    return Data(train_split, _file_split(cfg, test), names, RECIPES[cfg.dataset], extra_tests)
 
 
 def _split(cfg: Config, images: np.ndarray, given: np.ndarray, true: torch.Tensor, noise: str = "clean") -> NoisyImages:
     return NoisyImages(cfg.dataset, array_ids(len(images)), as_images(images), torch.from_numpy(given), true, noise)
 
 
-def _draw_noise(cfg: Config, images: np.ndarray, true: np.ndarray, n_classes: int) -> np.ndarray:
-    if cfg.noise_mode != "idn":
-        return synthetic_noise(true, n_classes, cfg.noise_mode, cfg.noise_ratio, cfg.seed)
+def _file_split(cfg: Config, listing: Listing) -> NoisyImages:
+    labels = torch.from_numpy(listing.labels)
+    return NoisyImages(cfg.dataset, listing.ids, ImageFiles(str(listing.folder), listing.ids), labels, labels)
 
-    def pixels(rows: np.ndarray) -> np.ndarray:  # channel-first order, as released
-        return images[rows].transpose(0, 3, 1, 2).reshape(len(rows), -1).astype(np.float32)
 
-    return instance_dependent_noise(true, n_classes, cfg.noise_ratio, cfg.seed, pixels)
+def _draw_noise(cfg: Config, true: np.ndarray, n_classes: int, pixels: Pixels, **variant: bool) -> np.ndarray:
+    if cfg.noise_mode == "idn":
+        return instance_dependent_noise(true, n_classes, cfg.noise_ratio, cfg.seed, pixels)
+    return synthetic_noise(true, n_classes, cfg.noise_mode, cfg.noise_ratio, cfg.seed, **variant)
+
+
+def _noise_name(cfg: Config) -> str:
+    """What fingerprints call the noise. Human labels do not depend on the seed."""
+    return "real" if cfg.noise_tag == "real" else f"{cfg.noise_tag} seed{cfg.seed}"
+
+
+def _no_human_labels(cfg: Config) -> UserError:
+    return UserError(f"noise_mode=real: there are no human labels for {cfg.dataset}; choose sym, asym, str or idn")
 
 
 BUILDERS: dict[str, Callable[[Config], Data]] = {
     "digits": _digits,
     "cifar10": _cifar,
     "cifar100": _cifar,
+    "cifar10n": _cifar,
+    "cifar100n": _cifar,
+    "tiny_imagenet": _tiny_imagenet,
+    "stanford_cars": _stanford_cars,
+    "cub-200-2011": _cub,
+    "clothing1m": _clothing1m,
+    "webvision": _webvision,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ class NoisyImages:
     Attributes:
         dataset: its name, for fingerprints and messages.
         ids: one name a sample, [N]: a path relative to the data set's folder, or the index for array data.
-        images: uint8 [N, 3, h, w].
+        images: uint8 [N, 3, h, w], or the paths of N image files.
         given: the labels to train on (for a test split the true ones), int64 [N].
         true: the true labels, int64 [N]; None when nobody knows them.
         noise: what the labels have been through (`sym0.4 seed0`); `clean` for a test split.
@@ -33,7 +33,7 @@ class NoisyImages:
 
     dataset: str
     ids: Sequence[str]
-    images: Tensor
+    images: Tensor | Sequence[str]
     given: Tensor
     true: Tensor | None
     noise: str = "clean"
@@ -59,12 +59,17 @@ class NoisyImages:
 
 @dataclass(frozen=True)
 class Data:
-    """A train split with doubtful labels, a test split with true ones, and what goes with both."""
+    """A train split with doubtful labels, a test split with true ones, and what goes with both.
+
+    Attributes:
+        extra_tests: further test splits by name; a model is tested on them as on `test`, with the same transform.
+    """
 
     train: NoisyImages
     test: NoisyImages
     class_names: list[str]
     recipe: Recipe
+    extra_tests: dict[str, NoisyImages] = field(default_factory=dict)
 
 
 def labels_sha256(labels: np.ndarray) -> str:
@@ -91,7 +96,7 @@ def class_names(cfg: Config, n_classes: int) -> list[str]:
     names = cfg.class_names
     source = "class_names"
     if names is None:
-        names, source = str(CLASS_NAMES / f"{cfg.dataset}.txt"), f"the names of {cfg.dataset}"
+        names, source = shipped_names(cfg.dataset), f"the names of {cfg.dataset}"
     if isinstance(names, str):
         try:
             names = Path(names).read_text(encoding="utf-8").splitlines()
@@ -103,3 +108,9 @@ def class_names(cfg: Config, n_classes: int) -> list[str]:
             f"{source}: {len(names)} names for the {n_classes} classes of {cfg.dataset}; give exactly one a class, in label order"
         )
     return names
+
+
+def shipped_names(dataset: str) -> list[str]:
+    """The class names that come with this project, in label order. CIFAR-N shares CIFAR's."""
+    name = dataset.removesuffix("n") if dataset.startswith("cifar") else dataset
+    return (CLASS_NAMES / f"{name}.txt").read_text(encoding="utf-8").splitlines()

@@ -1,4 +1,7 @@
-"""CIFAR-10 and CIFAR-100 from the official pickles, and CIFAR-N's human labels."""
+"""CIFAR-10 and CIFAR-100 from the official pickles, and CIFAR-N's human labels.
+
+CIFAR-N (`cifar10n`, `cifar100n`) is the same images, so both names lead to the same files.
+"""
 
 from __future__ import annotations
 
@@ -43,8 +46,9 @@ def read_cifar(cfg: Config) -> tuple[Split, Split]:
     Raises:
         UserError: missing, damaged or incomplete files, or no network.
     """
-    folder = Path(cfg.data_root) / FOLDERS[cfg.dataset]
-    files = TRAIN_FILES[cfg.dataset] + TEST_FILES[cfg.dataset]
+    name = plain_name(cfg)
+    folder = Path(cfg.data_root) / FOLDERS[name]
+    files = TRAIN_FILES[name] + TEST_FILES[name]
     missing = [name for name in files if not (folder / name).is_file()]
     if missing and cfg.download:
         _download(cfg)
@@ -54,8 +58,8 @@ def read_cifar(cfg: Config) -> tuple[Split, Split]:
             f"{cfg.dataset}: looked for the official python version in {folder}: {found}; put it there, set data_root, or set download=true"
         )
     train, test = (
-        [_read_batch(cfg, folder / name) for name in names]
-        for names in (TRAIN_FILES[cfg.dataset], TEST_FILES[cfg.dataset])
+        [_read_batch(folder / file, LABEL_KEYS[name]) for file in names]
+        for names in (TRAIN_FILES[name], TEST_FILES[name])
     )
     return tuple(
         (np.concatenate([b[0] for b in split]), np.concatenate([b[1] for b in split])) for split in (train, test)
@@ -68,11 +72,11 @@ def read_human_labels(cfg: Config, n: int) -> np.ndarray:
     Raises:
         UserError: the file is missing, damaged, or of another length.
     """
-    name, label_key = HUMAN_LABELS[cfg.dataset]
+    name, label_key = HUMAN_LABELS[plain_name(cfg)]
     path = Path(cfg.data_root) / name
     if not path.is_file():
         raise UserError(
-            f"noise_mode=real needs the human labels of CIFAR-N: looked for {path}; get it from the CIFAR-N project (noisylabels.com) and put it there"
+            f"{cfg.dataset} with noise 'real' needs the human labels of CIFAR-N: looked for {path}; get it from the CIFAR-N project (noisylabels.com) and put it there"
         )
     content = _unpickle_torch(path)
     if not isinstance(content, dict) or label_key not in content:
@@ -83,30 +87,33 @@ def read_human_labels(cfg: Config, n: int) -> np.ndarray:
     return labels
 
 
+def plain_name(cfg: Config) -> str:
+    """`cifar10` or `cifar100`: whose images these are."""
+    return cfg.dataset.removesuffix("n")
+
+
 def _download(cfg: Config) -> None:
     print(f"fetching {cfg.dataset} into {cfg.data_root}", flush=True)
+    archive = ARCHIVES[plain_name(cfg)]
     try:
         Path(cfg.data_root).mkdir(parents=True, exist_ok=True)
-        ARCHIVES[cfg.dataset](cfg.data_root, download=True)
+        archive(cfg.data_root, download=True)
     except Exception as error:  # a network fails in many ways
-        archive = ARCHIVES[cfg.dataset]
         raise UserError(
             f"{cfg.dataset} is not in {cfg.data_root} and could not be fetched ({type(error).__name__}): unpack {archive.url} there by hand"
         ) from None
 
 
-def _read_batch(cfg: Config, path: Path) -> Split:
+def _read_batch(path: Path, label_key: str) -> Split:
     try:
         content = _Unpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
         content = {k.decode() if isinstance(k, bytes) else k: v for k, v in content.items()}
         images = np.asarray(content["data"], dtype=np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        labels = np.asarray(content[LABEL_KEYS[cfg.dataset]], dtype=np.int64)
+        labels = np.asarray(content[label_key], dtype=np.int64)
         if len(images) != len(labels):
             raise ValueError(f"{len(images)} images but {len(labels)} labels")
     except Exception as error:  # a damaged pickle may fail anywhere
-        raise UserError(
-            f"{path}: not a readable {cfg.dataset} file ({_first_line(error)}); fetch the archive again"
-        ) from None
+        raise UserError(f"{path}: not a readable CIFAR file ({_first_line(error)}); fetch the archive again") from None
     return images, labels
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from datasets.base import NoisyImages
-from datasets.transforms import Recipe, eval_batch, train_batch
+from datasets.image_files import BatchReader, Pass, unchanged, unreadable_image
+from datasets.transforms import Recipe, eval_batch, finish_batch, train_batch
+from utils.errors import UserError
 from utils.randomness import generator
 
 
@@ -24,7 +28,12 @@ class Batch(NamedTuple):
 class Loader:
     """Batches of one split, in an order and with transforms that depend on seed and epoch alone.
 
-    Array data lie on the device as uint8 and are cropped, resized, flipped and normalised there.
+    Array data lie on the device as uint8 and are cropped, resized, flipped and normalised there. Image files are
+    decoded, resized and cropped by worker processes; flip and normalisation happen on the device.
+
+    Attributes:
+        unreadable: why, by sample number, for every image that was dropped (`skip_unreadable`). A dropped sample is in
+            no batch, so results of a pass belong to `batch.index`, not to positions.
     """
 
     def __init__(
@@ -37,13 +46,22 @@ class Loader:
         seed: int,
         device: torch.device,
         max_steps: int = 0,
+        num_workers: int = 0,
+        skip_unreadable: bool = False,
     ) -> None:
         self.data, self.recipe, self.size, self.batch_size, self.seed = data, recipe, size, batch_size, seed
-        self.device = device
-        self.images = data.images.to(device)
+        self.device, self.skip_unreadable = device, skip_unreadable
+        self.unreadable: dict[int, str] = {}
         self.targets = data.given.to(device)
         n_batches = -(-len(data) // batch_size)
         self.n_batches = min(n_batches, max_steps) if max_steps else n_batches
+        self.in_memory = isinstance(data.images, Tensor)
+        if self.in_memory:
+            self.images = data.images.to(device)
+        else:
+            self.tasks = Pass(data.images)
+            self.reader = self._start_reader(worker_count(num_workers, self.n_batches))
+            self.passes = 0
 
     def __len__(self) -> int:
         """Batches a pass."""
@@ -52,14 +70,85 @@ class Loader:
     def shuffled(self, epoch: int) -> Iterator[Batch]:
         """One epoch of training: random order, training transforms."""
         order = torch.randperm(len(self.data), generator=generator("order", self.seed, epoch))
+        if not self.in_memory:
+            yield from self._from_files(order, epoch)
+            return
         for index in self._batches(order):
+            index = index.to(self.device)
             images = train_batch(self.images[index], self.recipe, self.size, seed=self.seed, epoch=epoch, index=index)
             yield Batch(images, self.targets[index], index)
 
     def ordered(self) -> Iterator[Batch]:
         """One pass in order, with test transforms."""
-        for index in self._batches(torch.arange(len(self.data))):
+        order = torch.arange(len(self.data))
+        if not self.in_memory:
+            yield from self._from_files(order, None)
+            return
+        for index in self._batches(order):
+            index = index.to(self.device)
             yield Batch(eval_batch(self.images[index], self.recipe, self.size), self.targets[index], index)
 
-    def _batches(self, order: Tensor) -> list[Tensor]:
-        return [part.to(self.device) for part in order.split(self.batch_size)[: self.n_batches]]
+    def _batches(self, order: Tensor) -> tuple[Tensor, ...]:
+        return order.split(self.batch_size)[: self.n_batches]
+
+    def _start_reader(self, num_workers: int) -> DataLoader:
+        workers: dict[str, Any] = {"persistent_workers": True, "prefetch_factor": 2} if num_workers else {}
+        return DataLoader(
+            BatchReader(self.recipe, self.size, self.seed),
+            sampler=self.tasks,
+            batch_size=None,  # a task is a batch already
+            collate_fn=unchanged,
+            num_workers=num_workers,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # DataLoader draws a seed for its workers: not from torch's global stream
+            **workers,
+        )
+
+    def _from_files(self, order: Tensor, epoch: int | None) -> Iterator[Batch]:
+        self.passes += 1
+        this_pass = self.passes
+        self.tasks.batches, self.tasks.epoch = self._batches(order), epoch
+        n_read = 0
+        for images, index, unreadable in _explained(self.reader):
+            self._report(unreadable)
+            n_read += len(index)
+            if len(index):
+                images, index = (x.to(self.device, non_blocking=True) for x in (images, index))
+                images = finish_batch(images, self.recipe, seed=self.seed, epoch=epoch, index=index)
+                yield Batch(images, self.targets[index], index)
+            if this_pass != self.passes:  # the workers serve one pass at a time
+                raise RuntimeError("a second pass over this loader was started before the first one ended")
+        if not n_read:
+            i, reason = next(iter(self.unreadable.items()))
+            raise UserError(f"not one image of {self.data.dataset} can be read, e.g. {self.data.images[i]}: {reason}")
+
+    def _report(self, unreadable: dict[int, str]) -> None:
+        if unreadable and not self.skip_unreadable:
+            i, reason = next(iter(unreadable.items()))
+            raise unreadable_image(self.data.images[i], reason)
+        self.unreadable |= unreadable
+
+
+def worker_count(num_workers: int, n_batches: int) -> int:
+    """Worker processes: as many as asked for (-1: one a usable core, at most 8), never more than there are batches."""
+    if num_workers < 0:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        num_workers = min(cores, 8)
+    return min(num_workers, n_batches)
+
+
+def _explained(reader: DataLoader) -> Iterator[Any]:
+    """The reader's batches; the death of a worker becomes one line."""
+    batches = iter(reader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                f"a worker process that reads images died ({str(error).splitlines()[0]}); memory or /dev/shm may be full: lower num_workers or batch_size"
+            ) from None
+        yield batch

@@ -15,7 +15,16 @@ from scipy.stats import truncnorm
 Pixels = Callable[[np.ndarray], np.ndarray]
 
 
-def synthetic_noise(labels: np.ndarray, n_classes: int, mode: str, ratio: float, seed: int) -> np.ndarray:
+def synthetic_noise(
+    labels: np.ndarray,
+    n_classes: int,
+    mode: str,
+    ratio: float,
+    seed: int,
+    *,
+    shuffle_classes: bool = True,
+    structured_to_next: bool = False,
+) -> np.ndarray:
     """Symmetric, pair-flip or structured noise.
 
     The draws and their order are those of the released scripts: shuffle the samples, take the first `ratio` of them as
@@ -24,7 +33,9 @@ def synthetic_noise(labels: np.ndarray, n_classes: int, mode: str, ratio: float,
 
     Args:
         labels: true labels, integers [N].
-        mode: `sym`: uniform over all classes; `asym`: the next class; `str`: uniform, for structured classes only.
+        mode: `sym`: uniform over all classes; `asym`: the next class; `str`: for structured classes only.
+        shuffle_classes: false leaves this draw out, as the script for CUB does; there are no structured classes then.
+        structured_to_next: `str` turns a label to the next class (Tiny-ImageNet, Cars) instead of any (CIFAR).
 
     Returns:
         int64 [N].
@@ -35,15 +46,16 @@ def synthetic_noise(labels: np.ndarray, n_classes: int, mode: str, ratio: float,
     noisy = np.zeros(len(labels), dtype=bool)
     noisy[order[: int(ratio * len(labels))]] = True
     classes = list(range(n_classes))
-    rng.shuffle(classes)
+    if shuffle_classes:
+        rng.shuffle(classes)
     structured = set(classes[: n_classes // 2])
+    to_next = mode == "asym" or (mode == "str" and structured_to_next)
 
     result = labels.astype(np.int64)
     for i in np.flatnonzero(noisy):
-        if mode == "asym":
-            result[i] = (labels[i] + 1) % n_classes
-        elif mode == "sym" or int(labels[i]) in structured:
-            result[i] = rng.randint(0, n_classes - 1)
+        if mode == "str" and int(labels[i]) not in structured:
+            continue
+        result[i] = (labels[i] + 1) % n_classes if to_next else rng.randint(0, n_classes - 1)
     return result
 
 

@@ -1,14 +1,16 @@
-"""The paper's image transforms: one table, and the batched version for data sets that are arrays.
+"""The paper's image transforms: one table, a batched version for data sets that are arrays, one for image files.
 
 What chance decides for an image (crop, flip) comes from `sample_hash`, so it depends on seed, epoch and sample alone.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
@@ -22,19 +24,40 @@ CLIP: tuple[RGB, RGB] = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261
 
 @dataclass(frozen=True)
 class Recipe:
-    """How images of a data set become a batch: random crop, resize, flip, normalise."""
+    """How images of a data set become a batch: random crop, resize, flip, normalise.
+
+    For a model that takes S pixels, arrays are padded, cropped at their own size and resized to S; files are resized to
+    the model's size times 256/224 and cropped to S. "256" in the paper's table is what that gives at S = 224.
+
+    Attributes:
+        pad: arrays: zero padding of the random crop.
+        keep_aspect: files: resize the shorter side and keep the proportions, instead of squeezing into a square.
+        center_crop: files: the test transform, too, resizes to the larger size, and takes the middle.
+    """
 
     mean: RGB
     std: RGB
-    pad: int = 0  # zero padding of the random crop at the image's own size
+    pad: int = 0
     flip: bool = True
+    keep_aspect: bool = False
+    center_crop: bool = False
 
 
+_CIFAR10 = Recipe((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), pad=4)
+_CIFAR100 = Recipe((0.507, 0.487, 0.441), (0.267, 0.256, 0.276), pad=4)
+_CLOTHING = ((0.6959, 0.6537, 0.6371), (0.3113, 0.3192, 0.3214))
 RECIPES = {
     # Digits are not mirrored: a mirrored 2 is no 2.
     "digits": Recipe((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), pad=1, flip=False),
-    "cifar10": Recipe((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), pad=4),
-    "cifar100": Recipe((0.507, 0.487, 0.441), (0.267, 0.256, 0.276), pad=4),
+    "cifar10": _CIFAR10,
+    "cifar10n": _CIFAR10,
+    "cifar100": _CIFAR100,
+    "cifar100n": _CIFAR100,
+    "tiny_imagenet": Recipe(*CLIP),
+    "stanford_cars": Recipe(*CLIP),
+    "cub-200-2011": Recipe(*IMAGENET),
+    "clothing1m": Recipe(*_CLOTHING, keep_aspect=True, center_crop=True),
+    "webvision": Recipe(*IMAGENET, center_crop=True),
 }
 
 
@@ -80,3 +103,50 @@ def train_batch(images: Tensor, recipe: Recipe, size: int, *, seed: int, epoch: 
 def eval_batch(images: Tensor, recipe: Recipe, size: int) -> Tensor:
     """Test transforms of array data: uint8 [B, 3, h, w] -> float32 [B, 3, size, size]."""
     return normalise(resize(images, size), recipe)
+
+
+def train_crop(image: Image.Image, recipe: Recipe, size: int, *, seed: int, epoch: int, index: int) -> Image.Image:
+    """Training transform of an image file up to its crop: enlarged resize, then a random window of `size` pixels.
+
+    Raises:
+        ValueError: an image so narrow that resizing it would take more pixels than Pillow's limit.
+    """
+    image = _enlarge(image, recipe, size)
+    number = torch.tensor([index])
+    top = sample_integers("crop-top", seed, epoch, number, image.height - size + 1).item()
+    left = sample_integers("crop-left", seed, epoch, number, image.width - size + 1).item()
+    return image.crop((left, top, left + size, top + size))
+
+
+def eval_crop(image: Image.Image, recipe: Recipe, size: int) -> Image.Image:
+    """Test transform of an image file: resized to `size` pixels square, or the middle of the enlarged resize.
+
+    Raises:
+        ValueError: as `train_crop`.
+    """
+    if not recipe.center_crop:
+        return tvf.resize(image, [size, size], interpolation=InterpolationMode.BILINEAR)
+    return tvf.center_crop(_enlarge(image, recipe, size), [size, size])
+
+
+def finish_batch(images: Tensor, recipe: Recipe, *, seed: int, epoch: int | None, index: Tensor) -> Tensor:
+    """The end of both transforms of image files, on the device: flip (in training) and normalise.
+
+    Args:
+        images: cropped, uint8 [B, 3, S, S].
+        epoch: None for the test transform.
+    """
+    if epoch is not None and recipe.flip:
+        images = random_flip(images, seed=seed, epoch=epoch, index=index)
+    return normalise(images, recipe)
+
+
+def _enlarge(image: Image.Image, recipe: Recipe, size: int) -> Image.Image:
+    """Resize to round(size * 256 / 224): the shorter side, or both."""
+    enlarged = round(size * 256 / 224)
+    if not recipe.keep_aspect:
+        return tvf.resize(image, [enlarged, enlarged], interpolation=InterpolationMode.BILINEAR)
+    proportion = max(image.size) / min(image.size)
+    if enlarged**2 * proportion > (Image.MAX_IMAGE_PIXELS or math.inf):
+        raise ValueError(f"{image.width}x{image.height} pixels are too narrow a shape to resize")
+    return tvf.resize(image, [enlarged], interpolation=InterpolationMode.BILINEAR)

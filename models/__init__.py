@@ -31,12 +31,6 @@ def build_zero_shot(cfg: Config, class_names: list[str]) -> ZeroShot:
     return ZeroShot(clip, tokenizer, class_names)
 
 
-def image_size(model: nn.Module) -> int:
-    """Side in pixels of the square images that a model takes."""
-    visual = model.visual if isinstance(model, ZeroShot) else model.tower.visual
-    return visual.image_size[0]
-
-
 def parameter_table(model: nn.Module) -> str:
     """Total and trained parameters by part, one line each."""
     rows: dict[str, list[int]] = {}

@@ -17,10 +17,15 @@ class Classifier(nn.Module):
     def __init__(self, clip: nn.Module, cfg: Config, n_classes: int) -> None:
         super().__init__()
         self.tower = ImageTower(clip.visual, cfg)
+        self.image_size = self.tower.image_size
         self.head = nn.Linear(clip.visual.conv1.out_channels, n_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.tower(images))
+
+    def probe(self, images: Tensor) -> Tensor:
+        """The same logits, but only the head learns from them (linear probing)."""
+        return self.head(self.tower(images).detach())
 
 
 class ZeroShot(nn.Module):
@@ -29,6 +34,7 @@ class ZeroShot(nn.Module):
     def __init__(self, clip: nn.Module, tokenizer: Tokenizer, class_names: list[str]) -> None:
         super().__init__()
         self.visual = clip.visual
+        self.image_size = clip.visual.image_size[0]
         captions = [f"a photo of a {name.replace('_', ' ')}." for name in class_names]
         with torch.no_grad():
             text = encode_text(TextTower(clip), tokenizer, captions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ class Detector(nn.Module):
         self.text = TextTower(clip)
         self.prompts = DualPrompts(self.text, tokenizer, class_names, cfg.n_ctx, cfg.class_token_position)
         self.tower = ImageTower(clip.visual, cfg)
+        self.image_size = self.tower.image_size
         self.register_buffer("logit_scale", clip.logit_scale.exp().detach(), persistent=False)
 
     def image_features(self, images: Tensor) -> Tensor:
@@ -38,5 +40,8 @@ class Detector(nn.Module):
         `text` takes features computed before (evaluation encodes the prompts once, not once a batch).
         """
         positive, negative = self.text_features() if text is None else text
-        image = self.image_features(images)
-        return self.logit_scale * image @ positive.T, self.logit_scale * image.detach() @ negative.T
+        image = self.image_features(images).float()
+        # A cosine times 100 in half precision would be off by half a logit.
+        with torch.autocast(image.device.type, enabled=False):
+            scale = self.logit_scale.float()
+            return scale * image @ positive.float().T, scale * image.detach() @ negative.float().T

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
@@ -26,11 +27,12 @@ MEAN, STD = 0.5, 0.5  # of every channel
 MODEL_CONFIG: dict[str, Any] = {
     "embed_dim": 64,
     "quick_gelu": True,
+    "init_logit_scale": math.log(30),
     "vision_cfg": {"image_size": IMAGE_SIZE, "patch_size": 4, "width": 64, "layers": 4, "head_width": 16},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 2},
 }
-STEPS = 600
-BATCH_SIZE = 256
+STEPS = 700
+BATCH_SIZE = 128
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.05
 WARM_UP = 0.1  # of the steps
@@ -69,6 +71,7 @@ TEMPLATES = (
 )
 FILLER_SHARE = 0.4
 FILLER_TOKENS = (4, 16)
+_START, _END = 49406, 49407  # the last two ids of CLIP's vocabulary
 
 
 def pretrain(seed: int = 0, *, steps: int = STEPS, progress: bool = True) -> dict[str, Tensor]:
@@ -80,7 +83,7 @@ def pretrain(seed: int = 0, *, steps: int = STEPS, progress: bool = True) -> dic
     clip = _new_clip(seed)
     images_rng, captions_rng = torch.Generator().manual_seed(seed), random.Random(seed)
     parameters = [p for p in clip.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98), fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_up_cosine(step, steps))
     bar = tqdm(range(steps), desc="pretraining on typefaces", disable=None if progress else True)
     for _ in bar:
@@ -128,7 +131,7 @@ def render(labels: Tensor, generator: torch.Generator) -> Tensor:
     images = _warp(glyphs[typeface, labels].unsqueeze(1), generator)
     images = _change_resolution(_change_stroke(images, generator), generator)
     images = images * _uniform(0.7, 1.0, (len(labels), 1, 1, 1), generator)
-    return images.clamp(0, 1).expand(-1, 3, -1, -1)
+    return images.expand(-1, 3, -1, -1)
 
 
 @functools.cache
@@ -140,6 +143,7 @@ def glyph_atlas() -> Tensor:
 
 
 def _glyph(font: ImageFont.FreeTypeFont, text: str) -> Tensor:
+    """`text` cut at its ink, scaled to the common height, centred: [48, 48] in [0, 1]."""
     left, top, right, bottom = font.getbbox(text)
     glyph = Image.new("L", (right - left, bottom - top))
     ImageDraw.Draw(glyph).text((-left, -top), text, fill=255, font=font)
@@ -147,7 +151,7 @@ def _glyph(font: ImageFont.FreeTypeFont, text: str) -> Tensor:
     square = Image.new("L", (GLYPH_SIZE, GLYPH_SIZE))
     corner = ((GLYPH_SIZE - width) // 2, (GLYPH_SIZE - GLYPH_HEIGHT) // 2)
     square.paste(glyph.resize((width, GLYPH_HEIGHT)), corner)
-    return torch.tensor(list(square.tobytes())).view(GLYPH_SIZE, GLYPH_SIZE) / 255
+    return torch.from_numpy(np.array(square)) / 255
 
 
 def _uniform(low: float, high: float, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -162,22 +166,26 @@ def _warp(glyphs: Tensor, generator: torch.Generator) -> Tensor:
     height = _uniform(0.95, 1.35, (n,), generator)
     width = height * _uniform(0.7, 1.3, (n,), generator)
     shift = _uniform(-0.1, 0.1, (n, 2, 1), generator)
+    # Sizes and shifts are in half widths of the square, as affine_grid has them, angles in radians.
     # Each row maps an output position to the glyph's x and y, hence the division by the scales.
     across = torch.stack([angle.cos() / width, (angle.sin() + shear) / width], dim=-1)
     down = torch.stack([-angle.sin() / height, angle.cos() / height], dim=-1)
     affine = torch.cat([torch.stack([across, down], dim=1), shift], dim=2)
     grid = F.affine_grid(affine, [n, 1, CANVAS, CANVAS], align_corners=False)
-    bend = torch.randn(n, 2, 4, 4, generator=generator) * _uniform(0, 0.12, (n, 1, 1, 1), generator)
+    bend = torch.randn(n, 2, 4, 4, generator=generator) * _uniform(0, 0.16, (n, 1, 1, 1), generator)
     bend = F.interpolate(bend, (CANVAS, CANVAS), mode="bicubic", align_corners=True)
     return F.grid_sample(glyphs, grid + bend.permute(0, 2, 3, 1), align_corners=False)
 
 
 def _change_stroke(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Thin or thicken the strokes: blur, then cut at a random level. A low level keeps the blur's margin."""
+    """Thin or thicken the strokes: blur, then cut at a random level (a low one keeps the blur's margin).
+
+    The cut is a steep sigmoid, which leaves the edges smooth: [B, 1, 32, 32] -> the same, in [0, 1].
+    """
     for _ in range(2):
         images = F.avg_pool2d(images, 3, stride=1, padding=1)
     level = _uniform(0.12, 0.5, (len(images), 1, 1, 1), generator)
-    return torch.sigmoid(20 * (images - level))
+    return torch.sigmoid(30 * (images - level))
 
 
 def _change_resolution(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -198,21 +206,14 @@ def _encoded_templates() -> list[list[list[int]]]:
 
 
 def _captions(rng: random.Random) -> list[list[int]]:
-    """Token ids of one caption per class: a random template, at times behind random words.
+    """Token ids of one caption per class, alike but for the name: a random template, at times behind random words.
 
     The words make contexts of learned vectors, which mean nothing as words, no news to the text tower.
     """
-    captions = []
-    for label in range(len(CLASS_NAMES)):
-        caption = rng.choice(_encoded_templates())[label]
-        if rng.random() < FILLER_SHARE:
-            n_words = rng.randint(*FILLER_TOKENS)
-            caption = [rng.randrange(_START) for _ in range(n_words)] + caption
-        captions.append([_START, *caption, _END])
-    return captions
-
-
-_START, _END = 49406, 49407  # the last two ids of CLIP's vocabulary
+    template = rng.choice(_encoded_templates())
+    n_words = rng.randint(*FILLER_TOKENS) if rng.random() < FILLER_SHARE else 0
+    words = [rng.randrange(_START) for _ in range(n_words)]
+    return [[_START, *words, *named, _END] for named in template]
 
 
 def _encode_captions(clip: open_clip.CLIP, captions: list[list[int]]) -> Tensor:

@@ -132,6 +132,11 @@ class ImageTower(nn.Module):
         )
         self._mark_trainable(cfg)
 
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the square images it takes."""
+        return self.visual.image_size[0]
+
     def _mark_trainable(self, cfg: Config) -> None:
         self.visual.requires_grad_(False)
         blocks = self.visual.transformer.resblocks[self.n_frozen :]

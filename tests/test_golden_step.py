@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 import main_phase1
+import main_real_phase1
 from models.classifier import Classifier
 from models.deft import Detector
 from utils.config import Config
-from utils.losses import cross_entropy, masked_mean
+from utils.losses import EarlyLearningRegularisation, cross_entropy, masked_mean, symmetric_cross_entropy
+from utils.selection import mixture_posterior
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "deft_step.json").read_text())
 CASES = GOLDEN["cases"]
@@ -141,6 +143,30 @@ def test_synthetic_after_warmup(adapter):
 
 def test_synthetic_warmup():
     check_case("synthetic_warmup_vpt_deep", main_phase1.deft_step, epoch=1, warmup=1, vpt_deep=True)
+
+
+@pytest.mark.parametrize("name, epoch", [("warmup", 1), ("epoch2_in_warmup", 2), ("after_warmup", 6)])
+def test_real(name, epoch):
+    check_case(f"real_{name}_vpt_deep", main_real_phase1.deft_real_step, epoch=epoch, warmup=5, vpt_deep=True)
+
+
+def test_sce_and_elr():
+    golden = GOLDEN["losses"]
+    logits, targets = fill("logits", (6, 7), 2.0), torch.tensor(golden["targets"])
+    np.testing.assert_allclose(symmetric_cross_entropy(logits, targets), golden["sce"], **CLOSE)
+    elr, index = EarlyLearningRegularisation(10, 7), torch.tensor(golden["elr_index"])
+    np.testing.assert_allclose(elr(logits, targets, index), golden["elr_first"], **CLOSE)
+    np.testing.assert_allclose(elr(logits / 2, targets, index), golden["elr_second_call_on_half_logits"], **CLOSE)
+    np.testing.assert_allclose(elr.memory[index], golden["elr_targets_after"], **CLOSE)
+
+
+def test_gmm():
+    golden, rng = GOLDEN["gmm"], np.random.RandomState(GOLDEN["gmm"]["seed"])
+    losses = np.concatenate([rng.gamma(2, 0.15, 150), np.clip(rng.normal(2.5, 0.5, 50), 0.1, None)]).astype(np.float32)
+    clean = (mixture_posterior(torch.from_numpy(losses), seed=0) > 0.5).tolist()
+    assert sum(clean) == golden["n_clean"]
+    assert clean[:50] == golden["clean_first50"]
+    assert clean[-50:] == golden["clean_last50"]
 
 
 def test_phase2_full_fine_tuning():

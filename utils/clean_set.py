@@ -62,10 +62,9 @@ def load_clean_set(path: Path, ids: list[str], fingerprint: Fingerprint) -> Tens
         raise UserError(
             f"selected set {path} cannot be read ({type(error).__name__}); it must be a bool tensor, a bool array or a CSV of ids"
         ) from None
-    if selected.dtype != torch.bool or selected.shape != (len(ids),):
-        raise UserError(
-            f"selected set {path}: expected {len(ids)} true/false values, one a train sample, found {list(selected.shape)} of {selected.dtype}"
-        )
+    if not isinstance(selected, Tensor) or selected.dtype != torch.bool or selected.shape != (len(ids),):
+        found = f"{list(selected.shape)} of {selected.dtype}" if isinstance(selected, Tensor) else type(selected).__name__
+        raise UserError(f"selected set {path}: expected {len(ids)} true/false values, one a train sample, found {found}")
     _check_facts(path, selected, fingerprint)
     if not selected.any():
         raise UserError(f"selected set {path} is empty: there is nothing to train on")

@@ -23,7 +23,9 @@ import yaml
 from utils.errors import UserError
 
 NOISE_MODES = ("sym", "asym", "str", "idn", "real")
-DATASETS = ("digits", "cifar10", "cifar100")
+# Labels that are wrong by nature; `noise_mode` and `noise_ratio` do not apply to these.
+REAL_NOISE = ("cifar10n", "cifar100n", "clothing1m", "webvision")
+DATASETS = ("digits", "cifar10", "cifar100", "tiny_imagenet", "stanford_cars", "cub-200-2011", *REAL_NOISE)
 
 
 def key(
@@ -56,6 +58,10 @@ class Config:
     class_names: list[str] | str | None = key(
         None, "names for the prompts: a list, or a text file with one name a line (default: the data set's own)"
     )
+    num_samples: int = key(64000, "Clothing1M: size of the class-balanced train subset; 0 = every listed image", low=0)
+    imagenet_val: bool = key(True, "WebVision: test on ImageNet's validation images, too")
+    num_workers: int = key(-1, "processes that read image files; -1 = one a core, at most 8; 0 = none", low=-1)
+    skip_unreadable: bool = key(False, "leave out images that cannot be read, instead of stopping at the first")
 
     # Backbone and what of it is trained
     backbone: str = key(
@@ -84,11 +90,15 @@ class Config:
     epochs: int = key(10, "passes over the train set", low=1)
     warmup: int = key(1, "first epochs, in which every sample is trained on", low=0)
     batch_size: int = key(64, "samples a step", low=1)
+    lnl_methods: str = key("CE", "training method of the baselines", choices=("CE", "ELR", "SCE", "GMM", "GCE", "TURN"))
+    strategy: str = key("small_loss", "detection rule of main_small_loss", choices=("small_loss", "label_match"))
     optimizer: str = key("sgd", "optimiser", choices=("sgd", "adamw"))
     lr: float = key(3e-2, "learning rate", low=0)
     momentum: float = key(0.9, "momentum of SGD", low=0, below=1)
     weight_decay: float = key(5e-4, "weight decay", low=0)
-    lr_schedule: str = key("cosine", "learning rate over the epochs", choices=("cosine", "constant"))
+    lr_schedule: str | None = key(
+        None, "learning rate over the epochs (default: the script's own)", choices=("cosine", "constant")
+    )
     positive_weight: float = key(1.0, "weight of the positive term of L_dp (0.25 for severe noise)", low=0)
     max_steps: int = key(0, "at most this many batches in each pass over data, for trying things out; 0 = all", low=0)
 
@@ -114,11 +124,15 @@ class Config:
     @property
     def noise_tag(self) -> str:
         """Short name of the noise in paths and tables: `sym0.4`, or `real`, which has no ratio."""
-        return "real" if self.noise_mode == "real" else f"{self.noise_mode}{self.noise_ratio:g}"
+        real = self.noise_mode == "real" or self.dataset in REAL_NOISE
+        return "real" if real else f"{self.noise_mode}{self.noise_ratio:g}"
 
 
 TYPES: dict[str, Any] = get_type_hints(Config)
-FLAGS = ("noise_mode", "noise_ratio", "gpuid", "backbone")
+DEFAULTS = {f.name: f.default for f in fields(Config)}
+LIMITS = {f.name: f.metadata for f in fields(Config)}
+# The paper's scripts take these as flags; each is the key of the same name.
+FLAGS = ("noise_mode", "noise_ratio", "gpuid", "backbone", "lnl_methods", "strategy")
 
 
 def load_config(argv: list[str] | None, *, script: str) -> Config:
@@ -127,7 +141,7 @@ def load_config(argv: list[str] | None, *, script: str) -> Config:
     Raises:
         UserError: unknown key, wrong type, value out of range, or a file that is missing or malformed.
     """
-    args = _parser(script).parse_args(argv)
+    args = _parser(script).parse_intermixed_args(argv)
     if args.cfg is None:
         raise UserError(f"--cfg FILE is missing: name a settings file, e.g. {script}.py --cfg config/PEFT/digits.yaml")
     values = {name: _checked(name, value, args.cfg) for name, value in _read_yaml(Path(args.cfg)).items()}
@@ -211,12 +225,14 @@ def _from_text(name: str, text: str) -> Any:
 
 
 def _checked(name: str, value: Any, where: str) -> Any:
-    """`value` as the key's type, or a `UserError` that names file and key."""
+    """`value` as the key's type (null: the default), or a `UserError` that names file and key."""
     if name not in TYPES:
         near = difflib.get_close_matches(str(name), TYPES, n=1, cutoff=0.4)
         hint = f"; did you mean '{near[0]}'?" if near else "; --help lists the keys"
         raise UserError(f"{where}: unknown key '{name}'{hint}")
-    limits = next(f.metadata for f in fields(Config) if f.name == name)
+    if value is None:
+        return DEFAULTS[name]
+    limits = LIMITS[name]
     for kind in _alternatives(TYPES[name]):
         ok, cast = _cast(kind, value)
         if ok:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,29 +27,21 @@ def build_optimizer(cfg: Config, module: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
 
 
-def build_schedule(cfg: Config, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-    """Learning rate over epochs, to be stepped at the end of each: cosine annealing to 0, or constant."""
-    if cfg.lr_schedule == "constant":
+def build_schedule(name: str, optimizer: torch.optim.Optimizer, epochs: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """Learning rate over epochs, to be stepped at the end of each: `cosine` annealing to 0, or `constant`."""
+    if name == "constant":
         return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=cfg.epochs)
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
 
 
 def train_one_epoch(
-    model: nn.Module,
-    batches: Iterable[Any],
-    step: Step,
-    optimizer: torch.optim.Optimizer,
-    run: Run,
-    *,
-    epoch: int,
-    n_batches: int,
+    model: nn.Module, loader: Any, step: Step, optimizer: torch.optim.Optimizer, run: Run, epoch: int
 ) -> dict[str, float]:
-    """Minimise `step` over the batches; returns the epoch's means, images and seconds."""
+    """Minimise `step` over one epoch of the loader; returns the epoch's means, images and seconds."""
     model.train()
     means, n_images, started = RunningMeans(), 0, time.perf_counter()
-    bar = tqdm(
-        batches, desc=f"epoch {epoch}/{run.cfg.epochs}", total=n_batches, unit="batch", leave=False, disable=None
-    )
+    title = f"epoch {epoch}/{run.cfg.epochs}"
+    bar = tqdm(loader.shuffled(epoch), title, len(loader), unit="batch", leave=False, disable=None)
     for i, batch in enumerate(bar):
         with run.autocast():
             loss, scalars = step(batch)
@@ -66,24 +58,19 @@ def train_one_epoch(
 
 
 @torch.no_grad()
-def map_batches(
-    model: nn.Module, batches: Iterable[Any], function: Callable[[Any], Tensor], run: Run, *, n_batches: int, title: str
-) -> Tensor:
-    """`function` of every batch in evaluation mode, results one after the other: [N, ...] on the device."""
+def map_batches(model: nn.Module, loader: Any, function: Callable[[Any], Tensor], run: Run, *, title: str) -> Tensor:
+    """`function` of every batch of an ordered pass, in evaluation mode; the results in order, [N, ...] on the device."""
     model.eval()
-    bar = tqdm(batches, desc=title, total=n_batches, unit="batch", leave=False, disable=None)
+    bar = tqdm(loader.ordered(), title, len(loader), unit="batch", leave=False, disable=None)
     with run.autocast():
         return torch.cat([function(batch) for batch in bar])
 
 
-def evaluate(model: nn.Module, loader: Any, logits: Callable[[Tensor], Tensor], run: Run) -> float:
-    """Accuracy in percent of `logits(images)` over one ordered pass."""
-    hits = map_batches(
-        model,
-        loader.ordered(),
-        lambda b: logits(b.images).argmax(-1) == b.targets,
-        run,
-        n_batches=len(loader),
-        title="test",
-    )
-    return 100 * float(hits.double().mean())
+def evaluate(model: nn.Module, tests: dict[str, Any], logits: Callable[[Tensor], Tensor], run: Run) -> dict[str, float]:
+    """Accuracy in percent of `logits(images)` over one ordered pass of each test set, by name."""
+
+    def hits(batch: Any) -> Tensor:
+        return logits(batch.images).argmax(dim=-1) == batch.targets
+
+    passes = {name: map_batches(model, loader, hits, run, title=name) for name, loader in tests.items()}
+    return {f"{name}_accuracy": 100 * float(hits.double().mean()) for name, hits in passes.items()}

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.randomness import sample_integers
+
 
 def clean_probability(logits_pos: Tensor, logits_neg: Tensor) -> Tensor:
     """p_clean of Eq. 4: softmax over a class's positive and negative logit, first entry. [B, C] each -> [B, C]."""
@@ -26,6 +28,11 @@ def dual_prompt_loss(
     p_positive = p_clean.gather(1, positive[:, None]).clamp(1e-5, 1)
     p_negative = (1 - p_clean).gather(1, complementary[:, None]).clamp(1e-5, 1)
     return -positive_weight * p_positive.log().mean() - p_negative.log().mean()
+
+
+def complementary_labels(targets: Tensor, index: Tensor, n_classes: int, *, seed: int, epoch: int) -> Tensor:
+    """A uniformly random class other than the given one, for samples `index`; anew in every epoch. [B] -> [B]."""
+    return (targets + 1 + sample_integers("complementary", seed, epoch, index, n_classes - 1)) % n_classes
 
 
 def masked_mean(losses: Tensor, mask: Tensor) -> Tensor:
@@ -71,3 +78,18 @@ class EarlyLearningRegularisation(torch.nn.Module):
             self.memory[index] = (1 - self.beta) * self.memory[index] + self.beta * share.to(self.memory.dtype)
         agreement = (self.memory[index] * p).sum(dim=-1)
         return cross_entropy(logits, targets) + self.weight * (1 - agreement).log()
+
+
+class Criterion(torch.nn.Module):
+    """The per-sample loss of a training method for noisy labels (GMM and TURN: of their chosen samples)."""
+
+    def __init__(self, method: str, n_samples: int, n_classes: int) -> None:
+        super().__init__()
+        self.elr = EarlyLearningRegularisation(n_samples, n_classes) if method == "ELR" else None
+        self.loss = {"SCE": symmetric_cross_entropy, "GCE": generalised_cross_entropy}.get(method, cross_entropy)
+
+    def forward(self, logits: Tensor, targets: Tensor, index: Tensor) -> Tensor:
+        """[B, C], labels [B] and sample numbers [B] -> losses [B]."""
+        if self.elr is not None:
+            return self.elr(logits.float(), targets, index)
+        return self.loss(logits.float(), targets)

@@ -23,17 +23,6 @@ class RunningMeans:
         return {name: float(total) / self.counts[name] for name, total in self.sums.items()}
 
 
-def batch_quality(selected: Tensor, is_clean: Tensor | None) -> dict[str, Tensor]:
-    """Precision and recall in percent of one batch's selection, bool [B]; 0 where undefined, {} where truth is unknown."""
-    if is_clean is None:
-        return {}
-    hits = (selected & is_clean).sum()
-    return {
-        "precision_batch_mean": 100 * hits / selected.sum().clamp(min=1),
-        "recall_batch_mean": 100 * hits / is_clean.sum().clamp(min=1),
-    }
-
-
 def selection_quality(selected: Tensor, is_clean: Tensor | None) -> dict[str, float | None]:
     """Exact precision, recall and F1 in percent of a whole selection, bool [N]; None where truth is unknown.
 

@@ -1,4 +1,4 @@
-"""What a run tells about every sample."""
+"""What a run tells about every sample, and how good its selection is."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from utils.clean_set import save_clean_set
 from utils.files import write_text
+from utils.metrics import selection_quality
+from utils.run import Run
 from utils.selection import Verdicts
 
 COLUMNS = (
@@ -23,6 +27,26 @@ COLUMNS = (
     "is_clean",
     "true_label",
 )
+
+
+def report_selection(run: Run, data: Any, verdicts: Verdicts, path: Path, *, rule: str) -> dict[str, Any]:
+    """Write the selected set to `path` and samples.csv; returns the summary's share on the selection.
+
+    Args:
+        data: the data set of the run (`datasets.Data`).
+        rule: how the samples were selected, in words, for the selected set's .json.
+    """
+    train, selected = data.train, verdicts.selected.cpu()
+    save_clean_set(path, selected, train.fingerprint(), rule=rule, seed=run.cfg.seed)
+    write_samples(run.folder / "samples.csv", train.ids, train.given, train.true, verdicts, data.class_names)
+    last = run.history[-1] if run.history else {}
+    return {
+        **selection_quality(selected, train.is_clean),
+        "precision_batch_mean": last.get("precision_batch_mean"),
+        "recall_batch_mean": last.get("recall_batch_mean"),
+        "n_samples": len(selected),
+        "n_selected": int(selected.sum()),
+    }
 
 
 def write_samples(

@@ -91,30 +91,30 @@ class Run:
 
     def finish(self, summary: dict[str, Any], written: list[Path]) -> dict[str, Any]:
         """Write summary.json (with accuracies and costs) and say what was written where."""
-        accuracies = [line["test_accuracy"] for line in self.history if "test_accuracy" in line]
         seconds = sum(line.get("train_seconds", 0) for line in self.history)
         images = sum(line.get("images", 0) for line in self.history)
         summary = {
             **summary,
-            "best_accuracy": max(accuracies, default=None),
-            "last_accuracy": accuracies[-1] if accuracies else None,
+            **self._accuracies(),
             "images_per_second": images / seconds if seconds else None,
             "seconds": time.perf_counter() - self.started,
             "peak_memory_bytes": _peak_memory(self.device),
         }
-        write_text(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
-        shown = "  ".join(
-            f"{name} {value:.2f}"
-            for name, value in summary.items()
-            if isinstance(value, float) and "per_second" not in name
-        )
-        self.say(shown)
-        self.say(
-            "wrote "
-            + ", ".join(map(str, [*written, self.folder / "summary.json"]))
-            + f" and the run's log in {self.folder}"
-        )
+        path = self.folder / "summary.json"
+        write_text(path, json.dumps(summary, indent=1) + "\n")
+        figures = ("precision", "recall", "f1", "best_accuracy", "last_accuracy")
+        self.say("  ".join(f"{name} {summary[name]:.2f}" for name in figures if summary.get(name) is not None))
+        self.say(f"wrote {', '.join(map(str, [*written, path]))}; log and checkpoint in {self.folder}")
         return summary
+
+    def _accuracies(self) -> dict[str, float | None]:
+        """Best and last accuracy of each test set over the epochs."""
+        result: dict[str, float | None] = {"best_accuracy": None, "last_accuracy": None}
+        for name in [key for key in (self.history[-1] if self.history else {}) if key.endswith("_accuracy")]:
+            values = [line[name] for line in self.history]
+            label = name.removeprefix("test_")
+            result |= {f"best_{label}": max(values), f"last_{label}": values[-1]}
+        return result
 
     def _same_settings(self, saved: dict[str, Any]) -> None:
         for name, value in dataclasses.asdict(self.cfg).items():

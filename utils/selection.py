@@ -44,14 +44,26 @@ class Verdicts(nn.Module):
     neither score (NaN) nor suggestion (-1).
     """
 
-    def __init__(self, n_samples: int) -> None:
+    def __init__(self, n_samples: int, is_clean: Tensor | None) -> None:
         super().__init__()
         self.register_buffer("selected", torch.zeros(n_samples, dtype=torch.bool))
         self.register_buffer("score", torch.full((n_samples,), torch.nan))
         self.register_buffer("suggested", torch.full((n_samples,), -1))
+        self.register_buffer("is_clean", is_clean, persistent=False)
 
     def record(self, index: Tensor, *, selected: Tensor, score: Tensor, suggested: Tensor) -> None:
         """Keep the verdicts on samples `index`, [B]: bool [B], [0, 1] [B], classes [B]."""
         self.selected[index] = selected
         self.score[index] = score.to(self.score.dtype)
         self.suggested[index] = suggested
+
+    def batch_quality(self, index: Tensor, selected: Tensor) -> dict[str, Tensor]:
+        """Precision and recall in percent of a batch's selection, bool [B]; 0 where undefined, {} without truth."""
+        if self.is_clean is None:
+            return {}
+        clean = self.is_clean[index]
+        hits = (selected & clean).sum()
+        return {
+            "precision_batch_mean": 100 * hits / selected.sum().clamp(min=1),
+            "recall_batch_mean": 100 * hits / clean.sum().clamp(min=1),
+        }

@@ -1,0 +1,78 @@
+"""Training baselines under synthetic label noise: CE, ELR, SCE, GMM, GCE and TURN (`--lnl_methods`).
+
+A linear head on the settings' backbone and whatever of it they train: all blocks with config/FFT, adapters with
+config/PEFT (the paper's Table 10).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from datasets import Batch, build_data, build_loaders
+from models import build_classifier, parameter_table
+from utils.config import Config, load_config
+from utils.engine import build_optimizer, build_schedule, evaluate, train_one_epoch
+from utils.errors import cli
+from utils.gmm import judge_by_mixture
+from utils.losses import Criterion, generalised_cross_entropy, masked_mean
+from utils.report import report_selection
+from utils.run import start_run
+from utils.selection import Verdicts
+
+
+@cli
+def main(argv: list[str] | None = None) -> dict:
+    return train_baseline(load_config(argv, script="main_baseline"), "main_baseline", schedule="cosine")
+
+
+def train_baseline(cfg: Config, script: str, *, schedule: str) -> dict:
+    """Train a backbone by the settings' method on all given labels."""
+    data = build_data(cfg)
+    model = build_classifier(cfg, data.class_names)
+    run = start_run(cfg, script)
+    run.say(parameter_table(model))
+    run.place(model)
+    train, tests = build_loaders(cfg, data, size=model.image_size, device=run.device)
+    optimizer = build_optimizer(cfg, model)
+    learning_rate = build_schedule(cfg.lr_schedule or schedule, optimizer, cfg.epochs)
+    criterion = Criterion(cfg.lnl_methods, len(data.train), len(data.class_names)).to(run.device)
+    verdicts = Verdicts(len(data.train), data.train.is_clean).to(run.device)
+    selects = cfg.lnl_methods in ("GMM", "TURN")
+    parts = {
+        "model": model,
+        "optimizer": optimizer,
+        "schedule": learning_rate,
+        "criterion": criterion,
+        "verdicts": verdicts,
+    }
+
+    for epoch in run.epochs(parts):
+        warming_up = epoch <= cfg.warmup
+        if selects and not warming_up:
+            judge_by_mixture(model, train, verdicts, run)
+        trained_on = verdicts.selected.clone() if selects and not warming_up else torch.ones_like(verdicts.selected)
+
+        def step(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+            if cfg.lnl_methods == "TURN" and warming_up:  # linear probing
+                return generalised_cross_entropy(model.probe(batch.images).float(), batch.targets).mean(), {}
+            losses = criterion(model(batch.images), batch.targets, batch.index)
+            chosen = trained_on[batch.index]
+            return masked_mean(losses, chosen), verdicts.batch_quality(batch.index, chosen) if selects else {}
+
+        metrics = train_one_epoch(model, train, step, optimizer, run, epoch)
+        metrics |= evaluate(model, tests, model, run)
+        learning_rate.step()
+        run.end_epoch(epoch, parts, metrics)
+
+    if not selects:
+        return run.finish({"n_samples": len(data.train), "n_selected": len(data.train)}, [])
+    path = run.folder / "clean_set.pt"
+    summary = report_selection(
+        run, data, verdicts, path, rule=f"{cfg.lnl_methods}: posterior of the low-loss component > 0.5"
+    )
+    return run.finish(summary, [path, run.folder / "samples.csv"])
+
+
+if __name__ == "__main__":
+    main()

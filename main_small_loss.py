@@ -1,0 +1,85 @@
+"""Detection baselines of the paper's Table 1: small-loss, and label-match with CLIP's zero-shot predictions.
+
+Small-loss trains a linear head on the adapted image tower (PEFT config) on the samples of each batch with the smallest
+losses. Label-match trains nothing: a label is clean when CLIP predicts it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from datasets import Batch, Data, build_data, build_loaders
+from models import build_classifier, build_zero_shot, parameter_table
+from utils.config import Config, load_config
+from utils.engine import build_optimizer, build_schedule, evaluate, map_batches, train_one_epoch
+from utils.errors import cli
+from utils.losses import cross_entropy, masked_mean
+from utils.report import report_selection
+from utils.run import Run, start_run
+from utils.selection import Verdicts, forget_rate, smallest_losses
+
+
+@cli
+def main(argv: list[str] | None = None) -> dict:
+    cfg = load_config(argv, script="main_small_loss")
+    data = build_data(cfg)
+    find = {"small_loss": small_loss, "label_match": label_match}[cfg.strategy]
+    run = start_run(cfg, "main_small_loss")
+    verdicts = find(cfg, run, data)
+    path = Path(cfg.clean_set) if cfg.clean_set else run.folder / "clean_set.pt"  # phase1/ is DeFT's
+    summary = report_selection(run, data, verdicts, path, rule=cfg.strategy)
+    return run.finish(summary, [path, run.folder / "samples.csv"])
+
+
+def small_loss(cfg: Config, run: Run, data: Data) -> Verdicts:
+    """Train on the small losses of each batch; what the last epoch keeps is selected."""
+    model = build_classifier(cfg, data.class_names)
+    run.say(parameter_table(model))
+    run.place(model)
+    train, tests = build_loaders(cfg, data, size=model.image_size, device=run.device)
+    optimizer = build_optimizer(cfg, model)
+    schedule = build_schedule(cfg.lr_schedule or "cosine", optimizer, cfg.epochs)
+    verdicts = Verdicts(len(data.train), data.train.is_clean).to(run.device)
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "verdicts": verdicts}
+
+    for epoch in run.epochs(parts):
+        rate = forget_rate(epoch, ratio=cfg.noise_ratio, warmup=cfg.warmup)
+
+        def step(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+            logits = model(batch.images).float()
+            losses = cross_entropy(logits, batch.targets)
+            selected = smallest_losses(losses.detach(), rate)
+            if epoch == cfg.epochs:
+                score = (-losses.detach()).exp()  # the softmax probability of the given label
+                verdicts.record(batch.index, selected=selected, score=score, suggested=logits.argmax(dim=-1))
+            return masked_mean(losses, selected), verdicts.batch_quality(batch.index, selected)
+
+        metrics = train_one_epoch(model, train, step, optimizer, run, epoch)
+        metrics |= evaluate(model, tests, model, run)
+        schedule.step()
+        run.end_epoch(epoch, parts, metrics)
+    return verdicts
+
+
+def label_match(cfg: Config, run: Run, data: Data) -> Verdicts:
+    """One pass with CLIP as it is: a sample is selected when the zero-shot prediction equals its label."""
+    model = run.place(build_zero_shot(cfg, data.class_names))
+    train, tests = build_loaders(cfg, data, size=model.image_size, device=run.device)
+    verdicts = Verdicts(len(data.train), data.train.is_clean).to(run.device)
+
+    def judge(batch: Batch) -> Tensor:
+        logits = model(batch.images).float()
+        suggested = logits.argmax(dim=-1)
+        score = (-cross_entropy(logits, batch.targets)).exp()
+        verdicts.record(batch.index, selected=suggested == batch.targets, score=score, suggested=suggested)
+        return batch.index
+
+    map_batches(model, train, judge, run, title="label-match")
+    run.end_epoch(1, {"verdicts": verdicts}, evaluate(model, tests, model, run))
+    return verdicts
+
+
+if __name__ == "__main__":
+    main()

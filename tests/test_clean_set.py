@@ -1,0 +1,118 @@
+"""The selected set: written and read back, taken from other methods, refused when it belongs elsewhere."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import main_phase1
+import main_phase2
+from utils.clean_set import load_clean_set, save_clean_set
+from utils.errors import UserError
+from utils.metrics import selection_quality
+
+IDS = [f"images/{i}.png" for i in range(10)]
+PRINT = {"dataset": "d", "noise": "sym0.4 seed0", "n_samples": 10, "ids_sha256": "a", "labels_sha256": "b"}
+MASK = torch.tensor([True, False] * 5)
+TINY = ("--cfg", "tiny.yaml", "max_steps=1")
+
+
+def test_round_trip(tmp_path):
+    path = tmp_path / "set.pt"
+    save_clean_set(path, MASK, PRINT, rule="r", seed=3)
+    assert torch.equal(load_clean_set(path, IDS, PRINT), MASK)
+    assert json.loads(path.with_suffix(".json").read_text())["n_selected"] == 5
+
+
+def test_of_other_methods(tmp_path):
+    torch.save(MASK, tmp_path / "a.pt")
+    np.save(tmp_path / "a.npy", MASK.numpy())
+    chosen = [name for name, kept in zip(IDS, MASK) if kept]
+    (tmp_path / "plain.csv").write_text("\n".join(chosen))
+    (tmp_path / "header.csv").write_text("sample_id\n" + "\n".join(chosen) + "\n")
+    (tmp_path / "second.csv").write_text("score,sample_id\n" + "\n".join(f"0.9,{c}" for c in chosen))
+    for name in ("a.pt", "a.npy", "plain.csv", "header.csv", "second.csv"):
+        assert torch.equal(load_clean_set(tmp_path / name, IDS, PRINT), MASK), name
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"dataset": "e"}, "was made for dataset d, and this run has e"),
+        ({"noise": "sym0.2 seed0"}, "was made for noise sym0.4 seed0, and this run has sym0.2 seed0"),
+        ({"ids_sha256": "x"}, "was made for other samples or another order"),
+        ({"labels_sha256": "x"}, "was made for other given labels"),
+    ],
+)
+def test_of_another_run_is_refused(tmp_path, change, message):
+    path = tmp_path / "set.pt"
+    save_clean_set(path, MASK, PRINT, rule="r", seed=0)
+    with pytest.raises(UserError, match=message):
+        load_clean_set(path, IDS, {**PRINT, **change})
+
+
+def write(name, value):
+    return lambda folder: (folder / name, value(folder / name))[0]
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (write("a.pt", lambda p: None), "no selected set at"),
+        (write("a.pt", lambda p: p.write_bytes(b"no tensor")), "cannot be read"),
+        (write("a.npy", lambda p: p.write_bytes(b"")), "cannot be read"),
+        (
+            write("a.pt", lambda p: torch.save(MASK[:4], p)),
+            r"expected 10 true/false values, one a train sample, found \[4\]",
+        ),
+        (write("a.pt", lambda p: torch.save(MASK.float(), p)), "of torch.float32"),
+        (write("a.pt", lambda p: torch.save({"mask": MASK}, p)), "found dict"),
+        (write("a.pt", lambda p: torch.save(~MASK & MASK, p)), "is empty"),
+        (write("a.csv", lambda p: p.write_text("images/99.png\n")), "'images/99.png' is no train sample"),
+    ],
+)
+def test_bad_sets_are_refused(tmp_path, make, message):
+    with pytest.raises(UserError, match=message):
+        load_clean_set(make(tmp_path), IDS, PRINT)
+
+
+def test_a_set_that_is_not_its_json_s_is_refused(tmp_path):
+    path = tmp_path / "set.pt"
+    save_clean_set(path, MASK, PRINT, rule="r", seed=0)
+    torch.save(~MASK, path)
+    with pytest.raises(UserError, match="do not belong together"):
+        load_clean_set(path, IDS, PRINT)
+    path.with_suffix(".json").write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        load_clean_set(path, IDS, PRINT)
+
+
+def test_phase2_before_phase1(workdir, fails):
+    line = fails(main_phase2.main, *TINY)
+    assert "no selected set at phase1/digits/sym0.4.pt: run phase 1" in line
+
+
+def test_phase2_with_the_set_of_another_noise(workdir, fails):
+    main_phase1.main([*TINY, "clean_set=mine.pt", "epochs=1"])
+    assert "made for noise sym0.4 seed0, and this run has asym0.4 seed0" in fails(
+        main_phase2.main, *TINY, "clean_set=mine.pt", "--noise_mode", "asym"
+    )
+    assert "made for noise sym0.4 seed0, and this run has sym0.4 seed1" in fails(
+        main_phase2.main, *TINY, "clean_set=mine.pt", "seed=1"
+    )
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=50))
+def test_quality_is_sklearn_s(pairs):
+    from sklearn.metrics import precision_recall_fscore_support
+
+    selected, clean = (torch.tensor(column) for column in zip(*pairs))
+    expected = precision_recall_fscore_support(clean, selected, average="binary", zero_division=0)[:3]
+    quality = selection_quality(selected, clean)
+    assert [quality["precision"], quality["recall"], quality["f1"]] == pytest.approx([100 * e for e in expected])
+    assert selection_quality(selected, None) == {"precision": None, "recall": None, "f1": None}
