@@ -189,7 +189,7 @@ def _read_torch_file(path: Path) -> dict[str, Any]:
 
 
 def _load_weights(clip: nn.Module, state: dict[str, Tensor], *, what: str, backbone: str) -> None:
-    state = {k: v for k, v in state.items() if k != "text.attn_mask" and k != "attn_mask"}
+    state = {k: v.float() for k, v in state.items() if k not in ("attn_mask", "text.attn_mask")}
     own = clip.state_dict()
     if state.get("visual.positional_embedding", torch.empty(0)).ndim == 2:
         open_clip.model.resize_pos_embed(state, clip)

@@ -1,0 +1,268 @@
+"""Models: equal to open_clip where nothing is added, train what they should, and load weights or say why not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from conftest import TINY_CLIP
+from safetensors.torch import save_file
+from torch import nn
+
+import main_phase1
+from models import build_classifier, build_detector, build_zero_shot, parameter_table
+from models.clip import load_clip
+from models.peft import ImageTower
+from models.prompts import TextTower, encode_text
+from utils.config import Config
+from utils.errors import UserError
+
+NAMES = ["apple", "aquarium_fish", "kite (bird of prey)"]
+IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+TINY = {"backbone": "tiny.json", "pretrained": "none", "n_ctx": 4, "vpt_len": 2}
+CLI = ("--cfg", "tiny.yaml", "max_steps=1", "epochs=1")
+
+
+def tiny(**settings) -> tuple[nn.Module, object]:
+    return load_clip(Config(**{**TINY, **settings}))
+
+
+def trained(module: nn.Module) -> set[str]:
+    return {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def test_towers_are_open_clip_s(workdir):
+    clip, tokenizer = tiny()
+    tower = ImageTower(clip.visual, Config())
+    torch.testing.assert_close(tower(IMAGES) @ clip.visual.proj, clip.visual(IMAGES))
+    captions = [f"a photo of a {name}." for name in NAMES]
+    expected = clip.encode_text(tokenizer(captions), normalize=True)
+    torch.testing.assert_close(encode_text(TextTower(clip), tokenizer, captions), expected)
+
+
+def test_zero_shot_is_open_clip_s(workdir):
+    clip, tokenizer = tiny()
+    text = clip.encode_text(tokenizer([f"a photo of a {n.replace('_', ' ')}." for n in NAMES]), normalize=True)
+    expected = clip.logit_scale.exp() * clip.encode_image(IMAGES, normalize=True) @ text.T
+    torch.testing.assert_close(build_zero_shot(Config(**TINY), NAMES)(IMAGES), expected)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "adapter", "adaptformer"])
+def test_adapters_with_zero_init_start_as_the_plain_tower(workdir, adapter):
+    plain = ImageTower(tiny()[0].visual, Config())
+    adapted = ImageTower(tiny()[0].visual, Config(**{adapter: True}))
+    torch.testing.assert_close(adapted(IMAGES), plain(IMAGES))
+    with torch.no_grad():
+        for parameter in adapted.adapters.parameters():
+            parameter.add_(torch.randn(parameter.shape))
+    assert not torch.allclose(adapted(IMAGES), plain(IMAGES))
+
+
+def test_the_adapter_adds_to_the_mlp_s_output(workdir):
+    """The released one replaces it, so its zero initialisation erases the MLP."""
+    tower = ImageTower(tiny()[0].visual, Config(adapter=True))
+    block, adapters = tower.visual.transformer.resblocks[0], tower.adapters["0"]
+    nn.init.normal_(adapters.adapter.up.weight)
+    from models.peft import run_block
+
+    x = torch.randn(2, 5, 32)
+    after_attention = x + block.attention(block.ln_1(x))
+    mlp = block.mlp(block.ln_2(after_attention))
+    torch.testing.assert_close(run_block(block, x, adapters=adapters), after_attention + mlp + adapters.adapter(mlp))
+
+
+@pytest.mark.parametrize(
+    "settings, pattern",
+    [
+        ({}, set()),
+        ({"vpt_deep": True}, {"adapters.0.prompt", "adapters.1.prompt"}),
+        ({"vpt_shallow": True}, {"adapters.0.prompt"}),
+        ({"vpt_deep": True, "partial": 1}, {"adapters.1.prompt"}),
+        ({"vpt_shallow": True, "partial": 1}, {"adapters.1.prompt"}),
+    ],
+)
+def test_prompts_per_block(workdir, settings, pattern):
+    assert trained(ImageTower(tiny()[0].visual, Config(vpt_len=2, **settings))) == pattern
+
+
+def test_what_fine_tuning_trains(workdir):
+    def of(**settings) -> set[str]:
+        return trained(ImageTower(tiny()[0].visual, Config(**settings)))
+
+    blocks = {n for n in of(finetune="all") if "resblocks" in n}
+    assert of(finetune=True) == blocks
+    assert of(finetune=True, partial=1) == {n for n in blocks if "resblocks.1." in n}
+    assert of(finetune="all") == {f"visual.{n}" for n, _ in tiny()[0].visual.named_parameters()} - {"visual.proj"}
+    biases = of(bias_tuning=True)
+    assert biases == {n for n in of(finetune="all") if n.endswith("bias")}
+    assert {"visual.ln_pre.bias", "visual.ln_post.bias"} < biases
+
+
+@pytest.mark.parametrize(
+    "adapter", ["vpt_deep", "vpt_shallow", "lora", "adapter", "adaptformer", "ssf", "bias_tuning", "finetune"]
+)
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+def test_gradients_reach_what_the_method_says(workdir, adapter, position):
+    """L_dp trains the negative context alone; L_sim the positive context and the image side."""
+    cfg = Config(**TINY, **{adapter: True}, class_token_position=position)
+    detector = build_detector(cfg, NAMES)
+    y = torch.tensor([0, 1, 2])
+    out = main_phase1.deft_step(detector, IMAGES, y, (y + 1) % 3, cfg, epoch=1)
+
+    def reached(loss: torch.Tensor) -> set[str]:
+        detector.zero_grad(set_to_none=True)
+        loss.backward(retain_graph=True)
+        return {n for n, p in detector.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+
+    assert reached(out["loss_dp"]) == {"prompts.neg_ctx"}
+    image_side = reached(out["loss_sim"]) - {"prompts.pos_ctx"}
+    assert image_side
+    assert all(name.startswith("tower.") for name in image_side)
+    assert image_side <= trained(detector)
+
+
+def test_the_classifier_has_no_text_tower(workdir):
+    model = build_classifier(Config(**TINY, finetune=True), NAMES)
+    assert not any("token_embedding" in name for name, _ in model.named_parameters())
+    table = parameter_table(model)
+    assert "linear head" in table
+    assert f"{33 * 3:,} trained" in table
+
+
+def test_seeds_decide_the_start(workdir):
+    first, again, other = (build_detector(Config(**TINY, seed=s), NAMES).prompts.pos_ctx for s in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def save_as(kind: str, clip: nn.Module, path: Path) -> Path:
+    path = path.with_suffix(".safetensors" if kind == "safetensors" else ".pt")
+    if kind == "torchscript":  # as OpenAI published its weights
+        archive = torch.jit.trace_module(Holder(clip), {"forward": torch.zeros(1)})
+        torch.jit.save(archive, str(path))
+    elif kind == "safetensors":
+        save_file({k: v.contiguous() for k, v in clip.state_dict().items()}, path)
+    elif kind == "checkpoint":
+        torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in clip.state_dict().items()}}, path)
+    else:
+        torch.save(clip.half().state_dict(), path)
+    return path
+
+
+class Holder(nn.Module):
+    """Gives a CLIP's parameters and OpenAI's extra entries under their own names."""
+
+    def __init__(self, clip: nn.Module) -> None:
+        super().__init__()
+        for name, child in clip.named_children():
+            self.add_module(name, child)
+        for name in ("positional_embedding", "text_projection", "logit_scale"):
+            self.register_parameter(name, getattr(clip, name))
+        self.register_buffer("context_length", torch.tensor(77))
+        self.register_buffer("input_resolution", torch.tensor(16))
+        self.register_buffer("vocab_size", torch.tensor(49408))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("kind", ["state_dict", "checkpoint", "safetensors", "torchscript"])
+def test_weights_from_a_file(workdir, kind):
+    saved = open_clip.CLIP(**TINY_CLIP)
+    path = save_as(kind, saved, workdir / "weights")
+    loaded, _ = tiny(pretrained=str(path))
+    for name, value in loaded.state_dict().items():
+        torch.testing.assert_close(value, saved.state_dict()[name].float(), msg=name)
+
+
+def test_openai_weights_put_in_place_by_hand(workdir):
+    Path("weights").mkdir()
+    saved = open_clip.CLIP(**open_clip.get_model_config("ViT-B-32-quickgelu"))
+    torch.save(saved.half().state_dict(), "weights/ViT-B-32.pt")
+    loaded, _ = load_clip(Config(backbone="ViT-B/32"))
+    assert torch.equal(loaded.visual.conv1.weight, saved.visual.conv1.weight.float())
+    assert isinstance(loaded.visual.transformer.resblocks[0].mlp.gelu, open_clip.transformer.QuickGELU)
+
+
+def test_activation_follows_the_weights(workdir):
+    def activation(**settings) -> type:
+        from models.clip import _architecture
+
+        return _architecture(Config(**settings))[1].get("quick_gelu", False)
+
+    assert activation(backbone="ViT-B/16", pretrained="openai")
+    assert activation(backbone="ViT-B/16", pretrained="some/file.pt")
+    assert not activation(backbone="ViT-B/16", pretrained="laion2b_s34b_b88k")
+    assert not activation(backbone="ViT-B-16", pretrained="none")
+
+
+def test_another_resolution(workdir):
+    path = save_as("state_dict", open_clip.CLIP(**TINY_CLIP), workdir / "weights")
+    clip, _ = tiny(pretrained=str(path), resolution=32)
+    assert clip.visual.positional_embedding.shape == (17, 32)
+    assert build_classifier(Config(**{**TINY, "pretrained": str(path)}, resolution=32), NAMES).image_size == 32
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"backbone": "ViT-B/17"}, r"unknown backbone 'ViT-B/17' \(did you mean 'ViT-B/1"),
+        ({"backbone": "nowhere.json"}, "no such model config file: nowhere.json"),
+        ({"backbone": "tiny.yaml", "pretrained": "x"}, "unknown backbone 'tiny.yaml'"),
+        ({"backbone": "RN50"}, "has no ViT image tower"),
+        ({"backbone": "ViT-B-16-SigLIP"}, "is not a CLIP with open_clip's own ViT"),
+        ({"pretrained": "missing.pt"}, "'missing.pt' is neither a weights file nor a tag of backbone tiny.json"),
+        (
+            {"backbone": "ViT-B/16", "pretrained": "opena"},
+            "'opena' is neither a weights file nor a tag of backbone ViT-B/16",
+        ),
+        ({"pretrained": "garbage.pt"}, "garbage.pt: cannot be read as weights"),
+        ({"pretrained": "list.pt"}, "list.pt: holds no state dict"),
+        ({"pretrained": "wide.pt"}, r"weights of another architecture than backbone tiny.json: .* is \[48"),
+        ({"pretrained": "partial.pt"}, "weights of another architecture than backbone tiny.json: it lacks logit_scale"),
+    ],
+)
+def test_bad_models_are_refused(workdir, settings, message):
+    Path("garbage.pt").write_bytes(b"not a model")
+    torch.save({"a": [1]}, "list.pt")
+    wide = json.loads(json.dumps(TINY_CLIP))
+    wide["vision_cfg"]["width"] = 48
+    torch.save(open_clip.CLIP(**wide).state_dict(), "wide.pt")
+    state = open_clip.CLIP(**TINY_CLIP).state_dict()
+    state.pop("logit_scale")
+    torch.save(state, "partial.pt")
+    with pytest.raises(UserError, match=message):
+        load_clip(Config(**{**TINY, **settings}))
+
+
+def test_missing_weights_say_what_to_fetch_and_where_to_put_it(workdir, fails, monkeypatch):
+    def no_network(*args, **kwargs):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("models.clip.download_pretrained", no_network)
+    line = fails(main_phase1.main, *CLI, "backbone=ViT-B/16", "pretrained=openai")
+    assert "the weights 'openai' of ViT-B/16 are not here and could not be fetched (OSError): fetch http" in line
+    assert "put it at weights/ViT-B-16.pt" in line
+
+
+def test_a_class_name_that_does_not_fit(workdir, fails):
+    names = ["x"] * 9 + [" ".join(["word"] * 80)]
+    Path("names.txt").write_text("\n".join(names))
+    assert "takes 80 tokens: with n_ctx=4 it does not fit in CLIP's 77" in fails(
+        main_phase1.main, *CLI, "class_names=names.txt"
+    )
+
+
+def test_vit_b16_at_224_takes_two_steps_of_both_phases(workdir):
+    """The paper's own architecture at random initialisation, with images of real digits at full size."""
+    import main_phase2
+
+    common = ["--cfg", "tiny.yaml", "backbone=ViT-B/16", "n_ctx=16", "batch_size=2", "max_steps=2", "epochs=1"]
+    first = main_phase1.main([*common, "vpt_len=20"])
+    torch.save(torch.ones(1297, dtype=torch.bool), "all.pt")
+    second = main_phase2.main([*common, "vpt_deep=false", "finetune=true", "clean_set=all.pt", "lr=5e-4"])
+    assert first["n_samples"] == second["n_samples"] == 1297
