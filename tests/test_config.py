@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import main_phase1
-from utils.config import Config, dump_config, load_config
+from utils.config import SCRIPTS, Config, dump_config, load_config
 from utils.errors import UserError
 
 
@@ -33,6 +33,15 @@ def test_precedence(tmp_path):
     assert (loaded.epochs, loaded.noise_ratio, loaded.lr) == (3, 0.2, 0.25)
     assert loaded.batch_size == 64  # a default
     assert load("--cfg", cfg, "--noise_ratio", "0.2", "noise_ratio=0.3").noise_ratio == 0.3
+
+
+def test_a_block_named_after_a_script_holds_what_differs_there(tmp_path, fails):
+    path = written(tmp_path, "epochs: 5\nmain_real_baseline:\n  epochs: 10\n")
+    assert load("--cfg", path).epochs == 5
+    assert load_config(["--cfg", path], script="main_real_baseline").epochs == 10
+    assert load_config(["--cfg", path, "epochs=2"], script="main_real_baseline").epochs == 2
+    path = written(tmp_path, "main_phase1:\n  epoch: 10\n")
+    assert "unknown key 'epoch'; did you mean 'epochs'?" in fails(main_phase1.main, "--cfg", path)
 
 
 def test_yaml_as_the_release_wrote_it(tmp_path):
@@ -131,7 +140,8 @@ def test_shipped_settings_load():
     files = sorted((ROOT / "config").glob("*/*.yaml"))
     assert files
     for path in files:
-        assert isinstance(load("--cfg", str(path)), Config), path
+        for script in SCRIPTS:
+            assert isinstance(load_config(["--cfg", str(path)], script=script), Config), path
 
 
 def test_config_imports_no_torch():

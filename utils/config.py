@@ -2,7 +2,7 @@
 
 Precedence, weakest first:
 1. the defaults below,
-2. the YAML file given by --cfg,
+2. the YAML file given by --cfg; in it, a block named after the script (`main_real_baseline:`) over the plain keys,
 3. the flags of the paper's scripts (--noise_mode, --noise_ratio, --gpuid, --backbone, --lnl_methods, --strategy),
 4. key=value overrides at the end of the command line.
 """
@@ -131,6 +131,15 @@ class Config:
 TYPES: dict[str, Any] = get_type_hints(Config)
 DEFAULTS = {f.name: f.default for f in fields(Config)}
 LIMITS = {f.name: f.metadata for f in fields(Config)}
+SCRIPTS = (
+    "main_phase1",
+    "main_phase2",
+    "main_real_phase1",
+    "main_real_phase2",
+    "main_small_loss",
+    "main_baseline",
+    "main_real_baseline",
+)
 # The paper's scripts take these as flags; each is the key of the same name.
 FLAGS = ("noise_mode", "noise_ratio", "gpuid", "backbone", "lnl_methods", "strategy")
 
@@ -144,7 +153,9 @@ def load_config(argv: list[str] | None, *, script: str) -> Config:
     args = _parser(script).parse_intermixed_args(argv)
     if args.cfg is None:
         raise UserError(f"--cfg FILE is missing: name a settings file, e.g. {script}.py --cfg config/PEFT/digits.yaml")
-    values = {name: _checked(name, value, args.cfg) for name, value in _read_yaml(Path(args.cfg)).items()}
+    content = _read_yaml(Path(args.cfg))
+    blocks = {name: content.pop(name) for name in SCRIPTS if isinstance(content.get(name), dict)}
+    values = {name: _checked(name, value, args.cfg) for name, value in {**content, **blocks.get(script, {})}.items()}
     for name in FLAGS:
         if (text := getattr(args, name)) is not None:
             values[name] = _checked(name, _from_text(name, text), f"--{name}")
