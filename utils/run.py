@@ -134,10 +134,10 @@ def start_run(cfg: Config, script: str) -> Run:
         UserError: a device that is not there, or a folder that cannot be written.
     """
     run = Run(cfg, script, choose_device(cfg))
+    write_text(run.folder / "config.yaml", dump_config(cfg))
     if not cfg.resume:
         for name in ("log.txt", "checkpoint.pt", "summary.json"):
             (run.folder / name).unlink(missing_ok=True)
-    write_text(run.folder / "config.yaml", dump_config(cfg))
     write_text(run.folder / "env.json", json.dumps(_environment(run.device), indent=1) + "\n")
     run.say(
         f"{script}: {cfg.dataset}, {cfg.noise_tag}, seed {cfg.seed}, {cfg.backbone} on {run.device}, {run.precision} -> {run.folder}"

@@ -1,0 +1,142 @@
+"""What a user gets wrong about data, models and files: one line that says what, where and what to do; exit code 2."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from conftest import TINY_CLIP
+
+import main_baseline
+import main_phase1
+import main_phase2
+import main_small_loss
+
+TINY = ("--cfg", "tiny.yaml", "max_steps=1", "epochs=1")
+CIFAR = (*TINY, "dataset=cifar100", "data_root=here", "download=false")
+
+
+def write_cifar100(root: Path, n: int = 40) -> Path:
+    """A tiny CIFAR-100 in the official layout."""
+    folder = root / "cifar-100-python"
+    folder.mkdir(parents=True)
+    rng = np.random.RandomState(0)
+    for name in ("train", "test"):
+        content = {
+            b"data": rng.randint(0, 256, (n, 3072)).astype(np.uint8),
+            b"fine_labels": [i % 100 for i in range(n)],
+            b"coarse_labels": [0] * n,
+        }
+        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+    return folder
+
+
+class Evil:
+    """A pickle that would touch a file when it is read."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("touched"),)
+
+
+def test_a_good_cifar_runs(workdir):
+    write_cifar100(workdir / "here")
+    assert main_phase1.main([*CIFAR])["n_samples"] == 40
+    assert Path("here/noise/cifar100_sym0.4_seed0.npz").is_file()
+    assert Path("phase1/cifar100/sym0.4.pt").is_file()
+
+
+def test_missing_data_folder(workdir, fails):
+    line = fails(main_phase1.main, *CIFAR)
+    assert "cifar100: looked for the official python version in here/cifar-100-python: there is no such folder" in line
+    assert "download=true" in line
+
+
+def test_incomplete_data_folder(workdir, fails):
+    (write_cifar100(workdir / "here") / "test").unlink()
+    assert "it lacks test" in fails(main_phase1.main, *CIFAR)
+
+
+def test_no_network(workdir, fails, monkeypatch):
+    import datasets.cifar
+
+    def no_network(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setitem(datasets.cifar.ARCHIVES, "cifar100", no_network)
+    no_network.url = "https://example.org/cifar.tar.gz"
+    line = fails(main_phase1.main, *CIFAR, "download=true")
+    assert "could not be fetched (OSError): unpack https://example.org/cifar.tar.gz there by hand" in line
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        lambda good: good[: len(good) // 2],
+        lambda good: b"",
+        lambda good: b"\x00" * 100,
+        lambda good: pickle.dumps(Evil()),
+    ],
+    ids=["truncated", "empty", "zeros", "evil"],
+)
+def test_damaged_pickles(workdir, fails, content):
+    path = write_cifar100(workdir / "here") / "train"
+    path.write_bytes(content(path.read_bytes()))
+    assert "here/cifar-100-python/train: not a readable CIFAR file" in fails(main_phase1.main, *CIFAR)
+    assert not Path("touched").exists()
+
+
+def test_human_labels(workdir, fails):
+    write_cifar100(workdir / "here")
+    real = (*CIFAR, "--noise_mode", "real")
+    assert "looked for here/CIFAR-100_human.pt" in fails(main_phase1.main, *real)
+    torch.save({"noisy_label": np.arange(7)}, "here/CIFAR-100_human.pt")
+    assert "7 labels for 40 images" in fails(main_phase1.main, *real)
+    torch.save({"labels": np.arange(40)}, "here/CIFAR-100_human.pt")
+    assert "no entry 'noisy_label'" in fails(main_phase1.main, *real)
+    torch.save({"noisy_label": Evil()}, "here/CIFAR-100_human.pt")
+    assert "not a readable label file" in fails(main_phase1.main, *real)
+    assert not Path("touched").exists()
+    torch.save({"noisy_label": np.arange(40)}, "here/CIFAR-100_human.pt")
+    assert main_phase1.main([*real])["n_samples"] == 40
+    assert Path("phase1/cifar100/real.pt").is_file()
+    assert "there are no human labels for digits" in fails(main_phase1.main, *TINY, "--noise_mode", "real")
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        ("class_names=[a, b]", "class_names: 2 names for the 10 classes of digits"),
+        ("class_names=names.txt", "class_names: names.txt cannot be read"),
+    ],
+)
+def test_class_names(workdir, fails, names, message):
+    assert message in fails(main_phase1.main, *TINY, names)
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("device=cuda", "device=cuda is not available here"),
+        ("backbone=ViT-X/1", "unknown backbone 'ViT-X/1'"),
+        ("pretrained=wide.pt", "weights of another architecture than backbone tiny.json"),
+        ("output_dir=tiny.yaml/out", "cannot be written"),
+    ],
+)
+@pytest.mark.parametrize("main", [main_phase1.main, main_phase2.main, main_baseline.main, main_small_loss.main])
+def test_models_devices_and_folders(workdir, fails, main, override, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    wide = {**TINY_CLIP, "vision_cfg": {**TINY_CLIP["vision_cfg"], "width": 48}}
+    torch.save(open_clip.CLIP(**wide).state_dict(), "wide.pt")
+    np.save("all.npy", np.ones(1297, dtype=bool))
+    assert message in fails(main, *TINY, "clean_set=all.npy", override)
+
+
+def test_nothing_is_left_behind_by_a_refused_run(workdir, fails):
+    before = sorted(workdir.rglob("*"))
+    fails(main_phase1.main, *TINY, "class_names=[a]")
+    fails(main_phase2.main, *TINY, "backbone=ViT-X/1")
+    assert [p for p in sorted(workdir.rglob("*")) if "noise" not in str(p) and p.name != "data"] == before
