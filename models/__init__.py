@@ -7,6 +7,7 @@ from torch import nn
 from models.classifier import Classifier, ZeroShot
 from models.clip import load_clip
 from models.deft import Detector
+from models.timm_backbone import TimmClassifier, is_timm_name
 from utils.config import Config
 from utils.randomness import seeded
 
@@ -19,7 +20,10 @@ def build_detector(cfg: Config, class_names: list[str]) -> Detector:
 
 
 def build_classifier(cfg: Config, class_names: list[str]) -> nn.Module:
-    """Phase 2 and baselines: a backbone with a new linear head."""
+    """Phase 2 and baselines: a backbone of CLIP or timm with a new linear head."""
+    if is_timm_name(cfg.backbone):
+        with seeded("classifier", cfg.seed):
+            return TimmClassifier(cfg, len(class_names))
     clip, _ = load_clip(cfg)
     with seeded("classifier", cfg.seed):
         return Classifier(clip, cfg, len(class_names))

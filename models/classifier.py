@@ -18,6 +18,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.tower = ImageTower(clip.visual, cfg)
         self.image_size = self.tower.image_size
+        self.statistics = None  # as the paper: the data set's own
         self.head = nn.Linear(clip.visual.conv1.out_channels, n_classes)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models import digits_clip
@@ -36,8 +37,21 @@ def test_same_seed_gives_the_same_weights(short: dict[str, Tensor]) -> None:
     assert same(short, pretrain(0, steps=SHORT, progress=False))
 
 
+def test_number_of_threads_does_not_matter(short: dict[str, Tensor]) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(before % 2 + 1)
+        assert same(short, pretrain(0, steps=SHORT, progress=False))
+        assert torch.get_num_threads() == before % 2 + 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_another_seed_gives_other_weights(short: dict[str, Tensor]) -> None:
-    assert not same(short, pretrain(1, steps=SHORT, progress=False))
+    other = pretrain(1, steps=SHORT, progress=False)
+    assert not same(short, other)
+    frozen = "token_embedding.weight"  # as drawn, so that it shows the seed of the initial weights
+    assert not torch.equal(short[frozen], other[frozen])
 
 
 def test_global_random_states_are_left_alone() -> None:
@@ -92,7 +106,7 @@ def test_glyphs_are_their_classes() -> None:
 
 def _holes(ink: Tensor) -> int:
     """Dark regions that ink encloses: [H, W] -> count."""
-    dark = {tuple(p) for p in (~torch.nn.functional.pad(ink, (1, 1, 1, 1))).nonzero().tolist()}
+    dark = {tuple(p) for p in (~F.pad(ink, (1, 1, 1, 1))).nonzero().tolist()}
     regions = 0
     while dark:
         stack, regions = [dark.pop()], regions + 1
@@ -102,6 +116,14 @@ def _holes(ink: Tensor) -> int:
             dark -= near
             stack += near
     return regions - 1
+
+
+def test_distorted_digits_show_their_class() -> None:
+    """Least squares on the pixels of one batch names the digits of another."""
+    labels = torch.arange(3000) % 10
+    known, new = (F.pad(render(labels, generator(seed))[:, 0].flatten(1), (0, 1), value=1.0) for seed in (0, 1))
+    weight = torch.linalg.lstsq(known, F.one_hot(labels, 10).float(), driver="gelsd").solution
+    assert (new @ weight).argmax(1).eq(labels).float().mean() > 0.4  # chance is 0.1
 
 
 def test_captions_name_their_class_within_the_tower() -> None:
@@ -127,8 +149,11 @@ def test_cut_captions_encode_as_whole_ones() -> None:
         )
 
 
-def test_learns_to_name_rendered_digits() -> None:
-    """Zero-shot on digits rendered afresh, with captions through the tokenizer as users write them."""
+def test_learns_to_name_rendered_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zero-shot on digits rendered afresh, captions through the tokenizer. Upright digits, so that few steps do."""
+    monkeypatch.setattr(digits_clip, "_warp", lambda glyphs, _: F.interpolate(glyphs, (32, 32), mode="bilinear"))
+    monkeypatch.setattr(digits_clip, "FILLER_SHARE", 0.0)
+    monkeypatch.setattr(digits_clip, "BATCH_SIZE", 64)
     clip = open_clip.CLIP(**MODEL_CONFIG)
     clip.load_state_dict(pretrain(0, steps=LEARNS, progress=False))
     labels = torch.arange(500) % 10
@@ -136,8 +161,8 @@ def test_learns_to_name_rendered_digits() -> None:
     with torch.no_grad():
         image, text, scale = clip.eval()((render(labels, generator(1)) - MEAN) / STD, tokens)
     accuracy = (image @ text.T).argmax(1).eq(labels).float().mean()
-    assert accuracy > 0.3  # chance is 0.1
-    assert 10 < scale <= digits_clip.MAX_LOGIT_SCALE + 1e-3
+    assert accuracy > 0.4  # chance is 0.1
+    assert 20 < scale <= digits_clip.MAX_LOGIT_SCALE + 1e-3
 
 
 def test_sees_no_handwriting() -> None:

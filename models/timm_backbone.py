@@ -1,0 +1,89 @@
+"""Backbones with ImageNet weights from timm, for phase 2 and the baselines (the paper's Table 4)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import timm
+from torch import Tensor, nn
+
+from models.clip import read_state_dict
+from utils.config import Config
+from utils.errors import UserError
+
+# The paper's four; any other timm name is taken as it is.
+TABLE4 = {
+    "vit": "vit_base_patch16_224.augreg_in1k",
+    "resnet": "resnet50.a1_in1k",
+    "convnext": "convnext_tiny.fb_in1k",
+    "mae": "vit_base_patch16_224.mae",
+}
+ADAPTERS = ("vpt_deep", "vpt_shallow", "lora", "adapter", "adaptformer", "ssf", "bias_tuning", "partial")
+
+
+def is_timm_name(backbone: str) -> bool:
+    """Whether `backbone` is one of Table 4's keys or names a timm model."""
+    return backbone in TABLE4 or timm.is_model(backbone)
+
+
+class TimmClassifier(nn.Module):
+    """A timm backbone with a new linear head on its pooled feature: images -> logits [B, C].
+
+    `finetune` trains all of it, else only the head learns. `statistics` are the mean and standard deviation that the
+    backbone's weights were trained with.
+    """
+
+    def __init__(self, cfg: Config, n_classes: int) -> None:
+        super().__init__()
+        asked = [name for name in ADAPTERS if getattr(cfg, name)]
+        if asked:
+            raise UserError(f"backbone {cfg.backbone}: {asked[0]} adapts CLIP's image tower only; use finetune=true")
+        self.tower = _load(cfg).requires_grad_(bool(cfg.finetune))
+        self.head = nn.Linear(self.tower.num_features, n_classes)
+        facts = timm.data.resolve_model_data_config(self.tower)
+        self.image_size = cfg.resolution or facts["input_size"][-1]
+        self.statistics = (tuple(facts["mean"]), tuple(facts["std"]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.tower(images))
+
+    def probe(self, images: Tensor) -> Tensor:
+        """The same logits, but only the head learns from them (linear probing)."""
+        return self.head(self.tower(images).detach())
+
+
+def _load(cfg: Config) -> nn.Module:
+    name = TABLE4.get(cfg.backbone, cfg.backbone)
+    options = {"img_size": cfg.resolution} if cfg.resolution and "vit" in name else {}
+    if cfg.pretrained == "none" or Path(cfg.pretrained).is_file():
+        tower = timm.create_model(name, pretrained=False, num_classes=0, **options)
+        if cfg.pretrained != "none":
+            _load_file(tower, cfg)
+        return tower
+    if cfg.pretrained != "openai":
+        raise UserError(
+            f"pretrained: '{cfg.pretrained}' is no weights file; a timm backbone brings its own weights, so leave the key out"
+        )
+    try:
+        return timm.create_model(name, pretrained=True, num_classes=0, cache_dir=cfg.weights_dir, **options)
+    except Exception as error:  # every client and proxy fails in its own way; the remedy is one
+        hub = timm.get_pretrained_cfg(name)
+        where = f"the Hugging Face hub, {hub.hf_hub_id}" if hub is not None and hub.hf_hub_id else "timm's releases"
+        raise UserError(
+            f"the weights of {name} are not here and could not be fetched ({type(error).__name__}): "
+            f"fetch them from {where} on a machine with a network and pass pretrained=FILE"
+        ) from None
+
+
+def _load_file(tower: nn.Module, cfg: Config) -> None:
+    state = read_state_dict(Path(cfg.pretrained))
+    own = tower.state_dict()
+    # The file's own classifier goes: the head here is new.
+    missing = [k for k in own if k not in state]
+    wrong = [k for k in own if k in state and state[k].shape != own[k].shape]
+    if missing or wrong:
+        example = f"it lacks {missing[0]}" if missing else f"{wrong[0]} is {list(state[wrong[0]].shape)} there"
+        raise UserError(
+            f"pretrained={cfg.pretrained}: weights of another architecture than backbone {cfg.backbone}: {example}"
+        )
+    tower.load_state_dict({k: state[k] for k in own})
