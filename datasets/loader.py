@@ -130,10 +130,10 @@ class Loader:
 
 
 def worker_count(num_workers: int, n_batches: int) -> int:
-    """Worker processes: as many as asked for (-1: one a usable core, at most 8), never more than there are batches."""
+    """Worker processes: as many as asked for (-1: one a usable core, at most 16), never more than there are batches."""
     if num_workers < 0:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        num_workers = min(cores, 8)
+        num_workers = min(cores, 16)
     return min(num_workers, n_batches)
 
 

@@ -54,9 +54,9 @@ def _read(path: Path, facts: dict, n: int) -> np.ndarray:
         ) from None
     for name, value in facts.items():
         if stored_facts.get(name) != value:
-            was, now = ("other true labels", "these") if name == "true_sha256" else (stored_facts.get(name), value)
+            what = "other true labels" if name == "true_sha256" else f"{name} {stored_facts.get(name)}, not {value}"
             raise UserError(
-                f"noise file {path} does not belong to this run: its {name.removesuffix('_sha256')} is {was}, not {now}; delete it or name another noise_file"
+                f"noise file {path} does not belong to this run: it is for {what}; delete it or name another noise_file"
             )
     if labels.shape != (n,) or labels_sha256(labels) != stored_facts.get("labels_sha256"):
         raise UserError(

@@ -127,9 +127,9 @@ class TestStoredNoise:
     @pytest.mark.parametrize(
         "change, message",
         [
-            ({"noise_ratio": 0.2}, "its ratio is 0.4, not 0.2"),
-            ({"noise_mode": "asym"}, "its mode is sym, not asym"),
-            ({"seed": 3}, "its seed is 0, not 3"),
+            ({"noise_ratio": 0.2}, "it is for ratio 0.4, not 0.2"),
+            ({"noise_mode": "asym"}, "it is for mode sym, not asym"),
+            ({"seed": 3}, "it is for seed 0, not 3"),
         ],
     )
     def test_of_other_noise_is_refused(self, tmp_path, change, message):
@@ -141,7 +141,7 @@ class TestStoredNoise:
     def test_of_other_labels_is_refused(self, tmp_path):
         cfg = Config(noise_file=str(tmp_path / "n.npz"))
         noisy_labels(cfg, self.labels, self.draw)
-        with pytest.raises(UserError, match="its true is other true labels"):
+        with pytest.raises(UserError, match="it is for other true labels"):
             noisy_labels(cfg, self.labels[::-1], self.draw)
 
     @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"nonsense", lambda b: b""])

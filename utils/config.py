@@ -60,7 +60,7 @@ class Config:
     )
     num_samples: int = key(64000, "Clothing1M: size of the class-balanced train subset; 0 = every listed image", low=0)
     imagenet_val: bool = key(True, "WebVision: test on ImageNet's validation images, too")
-    num_workers: int = key(-1, "processes that read image files; -1 = one a core, at most 8; 0 = none", low=-1)
+    num_workers: int = key(-1, "processes that read image files; -1 = one a core, at most 16; 0 = none", low=-1)
     skip_unreadable: bool = key(False, "leave out images that cannot be read, instead of stopping at the first")
 
     # Backbone and what of it is trained
