@@ -6,6 +6,8 @@ config/PEFT (the paper's Table 10).
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ from utils.engine import build_optimizer, build_schedule, evaluate, train_one_ep
 from utils.errors import cli
 from utils.gmm import judge_by_mixture
 from utils.losses import Criterion, generalised_cross_entropy, masked_mean
-from utils.report import report_selection
+from utils.report import report_selection, report_unreadable
 from utils.run import start_run
 from utils.selection import Verdicts
 
@@ -33,7 +35,7 @@ def train_baseline(cfg: Config, script: str, *, schedule: str) -> dict:
     run = start_run(cfg, script)
     run.say(parameter_table(model))
     run.place(model)
-    train, tests = build_loaders(cfg, data, size=model.image_size, device=run.device)
+    train, tests = build_loaders(cfg, data, model, run.device)
     optimizer = build_optimizer(cfg, model)
     learning_rate = build_schedule(cfg.lr_schedule or schedule, optimizer, cfg.epochs)
     criterion = Criterion(cfg.lnl_methods, len(data.train), len(data.class_names)).to(run.device)
@@ -65,13 +67,13 @@ def train_baseline(cfg: Config, script: str, *, schedule: str) -> dict:
         learning_rate.step()
         run.end_epoch(epoch, parts, metrics)
 
+    unreadable = report_unreadable(run, {"train": train, **tests})
     if not selects:
-        return run.finish({"n_samples": len(data.train), "n_selected": len(data.train)}, [])
-    path = run.folder / "clean_set.pt"
-    summary = report_selection(
-        run, data, verdicts, path, rule=f"{cfg.lnl_methods}: posterior of the low-loss component > 0.5"
-    )
-    return run.finish(summary, [path, run.folder / "samples.csv"])
+        return run.finish({"n_samples": len(data.train), "n_selected": len(data.train), **unreadable}, [])
+    path = Path(cfg.clean_set) if cfg.clean_set else run.folder / "clean_set.pt"  # phase1/ is DeFT's
+    rule = f"{cfg.lnl_methods}: posterior of the low-loss component > 0.5"
+    summary = report_selection(run, data, verdicts, path, rule=rule)
+    return run.finish({**summary, **unreadable}, [path, run.folder / "samples.csv"])
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from utils.config import Config, load_config
 from utils.engine import build_optimizer, build_schedule, evaluate, train_one_epoch
 from utils.errors import cli
 from utils.losses import clean_probability, complementary_labels, cross_entropy, dual_prompt_loss, masked_mean
-from utils.report import report_selection
+from utils.report import report_selection, report_unreadable
 from utils.run import start_run
 from utils.selection import Verdicts, above_half
 
@@ -74,7 +74,7 @@ def detect(cfg: Config, script: str, method: Callable[..., dict[str, Tensor]], *
     run = start_run(cfg, script)
     run.say(parameter_table(detector))
     run.place(detector)
-    train, tests = build_loaders(cfg, data, size=detector.image_size, device=run.device)
+    train, tests = build_loaders(cfg, data, detector, run.device)
     optimizer = build_optimizer(cfg, detector)
     learning_rate = build_schedule(cfg.lr_schedule or schedule, optimizer, cfg.epochs)
     verdicts = Verdicts(len(data.train), data.train.is_clean).to(run.device)
@@ -100,6 +100,7 @@ def detect(cfg: Config, script: str, method: Callable[..., dict[str, Tensor]], *
 
     path = clean_set_path(cfg)
     summary = report_selection(run, data, verdicts, path, rule=rule)
+    summary |= report_unreadable(run, {"train": train, **tests})
     return run.finish(summary, [path, run.folder / "samples.csv"])
 
 

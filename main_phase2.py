@@ -11,6 +11,7 @@ from utils.config import Config, load_config
 from utils.engine import build_optimizer, build_schedule, evaluate, train_one_epoch
 from utils.errors import cli
 from utils.losses import cross_entropy, masked_mean
+from utils.report import report_unreadable
 from utils.run import start_run
 
 
@@ -29,7 +30,7 @@ def adapt(cfg: Config, script: str, *, schedule: str) -> dict:
     run.say(f"training on the {int(selected.sum())} of {len(selected)} samples in {path}")
     run.say(parameter_table(model))
     run.place(model)
-    train, tests = build_loaders(cfg, data, size=model.image_size, device=run.device)
+    train, tests = build_loaders(cfg, data, model, run.device)
     optimizer = build_optimizer(cfg, model)
     learning_rate = build_schedule(cfg.lr_schedule or schedule, optimizer, cfg.epochs)
     selected = selected.to(run.device)
@@ -47,7 +48,9 @@ def adapt(cfg: Config, script: str, *, schedule: str) -> dict:
         learning_rate.step()
         run.end_epoch(epoch, parts, metrics)
 
-    return run.finish({"n_samples": len(selected), "n_selected": int(selected.sum())}, [])
+    summary = {"n_samples": len(selected), "n_selected": int(selected.sum())}
+    summary |= report_unreadable(run, {"train": train, **tests})
+    return run.finish(summary, [])
 
 
 if __name__ == "__main__":

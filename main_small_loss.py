@@ -10,13 +10,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from datasets import Batch, Data, build_data, build_loaders
+from datasets import Batch, Data, Loader, build_data, build_loaders
 from models import build_classifier, build_zero_shot, parameter_table
 from utils.config import Config, load_config
 from utils.engine import build_optimizer, build_schedule, evaluate, map_batches, train_one_epoch
 from utils.errors import cli
 from utils.losses import cross_entropy, masked_mean
-from utils.report import report_selection
+from utils.report import report_selection, report_unreadable
 from utils.run import Run, start_run
 from utils.selection import Verdicts, forget_rate, smallest_losses
 
@@ -27,18 +27,19 @@ def main(argv: list[str] | None = None) -> dict:
     data = build_data(cfg)
     find = {"small_loss": small_loss, "label_match": label_match}[cfg.strategy]
     run = start_run(cfg, "main_small_loss")
-    verdicts = find(cfg, run, data)
+    verdicts, loaders = find(cfg, run, data)
     path = Path(cfg.clean_set) if cfg.clean_set else run.folder / "clean_set.pt"  # phase1/ is DeFT's
     summary = report_selection(run, data, verdicts, path, rule=cfg.strategy)
+    summary |= report_unreadable(run, loaders)
     return run.finish(summary, [path, run.folder / "samples.csv"])
 
 
-def small_loss(cfg: Config, run: Run, data: Data) -> Verdicts:
+def small_loss(cfg: Config, run: Run, data: Data) -> tuple[Verdicts, dict[str, Loader]]:
     """Train on the small losses of each batch; what the last epoch keeps is selected."""
     model = build_classifier(cfg, data.class_names)
     run.say(parameter_table(model))
     run.place(model)
-    train, tests = build_loaders(cfg, data, size=model.image_size, device=run.device)
+    train, tests = build_loaders(cfg, data, model, run.device)
     optimizer = build_optimizer(cfg, model)
     schedule = build_schedule(cfg.lr_schedule or "cosine", optimizer, cfg.epochs)
     verdicts = Verdicts(len(data.train), data.train.is_clean).to(run.device)
@@ -60,13 +61,13 @@ def small_loss(cfg: Config, run: Run, data: Data) -> Verdicts:
         metrics |= evaluate(model, tests, model, run)
         schedule.step()
         run.end_epoch(epoch, parts, metrics)
-    return verdicts
+    return verdicts, {"train": train, **tests}
 
 
-def label_match(cfg: Config, run: Run, data: Data) -> Verdicts:
+def label_match(cfg: Config, run: Run, data: Data) -> tuple[Verdicts, dict[str, Loader]]:
     """One pass with CLIP as it is: a sample is selected when the zero-shot prediction equals its label."""
     model = run.place(build_zero_shot(cfg, data.class_names))
-    train, tests = build_loaders(cfg, data, size=model.image_size, device=run.device)
+    train, tests = build_loaders(cfg, data, model, run.device)
     verdicts = Verdicts(len(data.train), data.train.is_clean).to(run.device)
 
     def judge(batch: Batch) -> Tensor:
@@ -78,7 +79,7 @@ def label_match(cfg: Config, run: Run, data: Data) -> Verdicts:
 
     map_batches(model, train, judge, run, title="label-match")
     run.end_epoch(1, {"verdicts": verdicts}, evaluate(model, tests, model, run))
-    return verdicts
+    return verdicts, {"train": train, **tests}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,14 +38,19 @@ def build_data(cfg: Config) -> Data:
     return BUILDERS[cfg.dataset](cfg)
 
 
-def build_loaders(cfg: Config, data: Data, *, size: int, device: torch.device) -> tuple[Loader, dict[str, Loader]]:
-    """Batches of the train split, and of each test split by name, for a model that takes images of `size` pixels."""
+def build_loaders(cfg: Config, data: Data, model: Any, device: torch.device) -> tuple[Loader, dict[str, Loader]]:
+    """Batches of the train split, and of each test split by name, of the size that `model` takes.
+
+    Images are normalised by the data set's statistics, or by the model's where it brings its own.
+    """
+    mean, std = model.statistics or (data.recipe.mean, data.recipe.std)
+    recipe = replace(data.recipe, mean=mean, std=std)
 
     def loader(split: NoisyImages) -> Loader:
         return Loader(
             split,
-            data.recipe,
-            size=size,
+            recipe,
+            size=model.image_size,
             batch_size=cfg.batch_size,
             seed=cfg.seed,
             device=device,

@@ -18,7 +18,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.tower = ImageTower(clip.visual, cfg)
         self.image_size = self.tower.image_size
-        self.statistics = None  # as the paper: the data set's own
+        self.statistics = None  # as in the paper, images are normalised by the data set's own
         self.head = nn.Linear(clip.visual.conv1.out_channels, n_classes)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -36,6 +36,7 @@ class ZeroShot(nn.Module):
         super().__init__()
         self.visual = clip.visual
         self.image_size = clip.visual.image_size[0]
+        self.statistics = None
         captions = [f"a photo of a {name.replace('_', ' ')}." for name in class_names]
         with torch.no_grad():
             text = encode_text(TextTower(clip), tokenizer, captions)

@@ -21,6 +21,7 @@ class Detector(nn.Module):
         self.prompts = DualPrompts(self.text, tokenizer, class_names, cfg.n_ctx, cfg.class_token_position)
         self.tower = ImageTower(clip.visual, cfg)
         self.image_size = self.tower.image_size
+        self.statistics = None  # as in the paper, images are normalised by the data set's own
         self.register_buffer("logit_scale", clip.logit_scale.exp().detach(), persistent=False)
 
     def image_features(self, images: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.config import Config
+from utils.config import REAL_NOISE, Config
 from utils.errors import UserError
 from utils.files import write_atomically, write_text
 
@@ -21,7 +21,11 @@ Fingerprint = dict[str, Any]
 
 def clean_set_path(cfg: Config) -> Path:
     """Where the selected set lies: `clean_set`, or the paper's place."""
-    return Path(cfg.clean_set) if cfg.clean_set else Path("phase1") / cfg.dataset / f"{cfg.noise_tag}.pt"
+    if cfg.clean_set:
+        return Path(cfg.clean_set)
+    if cfg.dataset in REAL_NOISE:
+        return Path("phase1") / f"{cfg.dataset}.pt"
+    return Path("phase1") / cfg.dataset / f"{cfg.noise_tag}.pt"
 
 
 def save_clean_set(path: Path, selected: Tensor, fingerprint: Fingerprint, *, rule: str, seed: int) -> None:
@@ -63,8 +67,12 @@ def load_clean_set(path: Path, ids: list[str], fingerprint: Fingerprint) -> Tens
             f"selected set {path} cannot be read ({type(error).__name__}); it must be a bool tensor, a bool array or a CSV of ids"
         ) from None
     if not isinstance(selected, Tensor) or selected.dtype != torch.bool or selected.shape != (len(ids),):
-        found = f"{list(selected.shape)} of {selected.dtype}" if isinstance(selected, Tensor) else type(selected).__name__
-        raise UserError(f"selected set {path}: expected {len(ids)} true/false values, one a train sample, found {found}")
+        found = (
+            f"{list(selected.shape)} of {selected.dtype}" if isinstance(selected, Tensor) else type(selected).__name__
+        )
+        raise UserError(
+            f"selected set {path}: expected {len(ids)} true/false values, one a train sample, found {found}"
+        )
     _check_facts(path, selected, fingerprint)
     if not selected.any():
         raise UserError(f"selected set {path} is empty: there is nothing to train on")

@@ -49,6 +49,21 @@ def report_selection(run: Run, data: Any, verdicts: Verdicts, path: Path, *, rul
     }
 
 
+def report_unreadable(run: Run, loaders: dict[str, Any]) -> dict[str, int]:
+    """Say which images were left out (`skip_unreadable`) and list them in unreadable.csv; returns their number."""
+    rows = [
+        (split, loader.data.ids[i], why) for split, loader in loaders.items() for i, why in loader.unreadable.items()
+    ]
+    if rows:
+        path = run.folder / "unreadable.csv"
+        write_text(path, _csv([("split", "sample_id", "reason"), *sorted(rows)]))
+        names = ", ".join(name for _, name, _ in sorted(rows)[:3])
+        run.say(
+            f"left out {len(rows)} images that cannot be read ({names}{', ...' if len(rows) > 3 else ''}): see {path}"
+        )
+    return {"n_unreadable": len(rows)}
+
+
 def write_samples(
     path: Path, ids: Sequence[str], given: Tensor, true: Tensor | None, verdicts: Verdicts, class_names: Sequence[str]
 ) -> None:
@@ -57,15 +72,17 @@ def write_samples(
     `label_score` is the score of the given label in [0, 1], low = suspicious; it and the suggestion are empty for a
     sample that was never looked at (`max_steps`). `true_label` is empty when nobody knows it.
     """
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(COLUMNS)
     columns = (given, verdicts.suggested, verdicts.score, verdicts.selected)
-    rows = zip(
-        ids, *(column.cpu().tolist() for column in columns), true.tolist() if true is not None else [""] * len(ids)
-    )
-    for name, label, suggestion, score, selected, truth in rows:
+    truths = true.tolist() if true is not None else [""] * len(ids)
+    table: list[tuple] = [COLUMNS]
+    for name, label, suggestion, score, selected, truth in zip(ids, *(c.cpu().tolist() for c in columns), truths):
         suggested = (suggestion, class_names[suggestion]) if suggestion >= 0 else ("", "")
         shown = "" if math.isnan(score) else f"{score:.9g}"
-        table.writerow((name, label, class_names[label], *suggested, shown, selected, truth))
-    write_text(path, text.getvalue())
+        table.append((name, label, class_names[label], *suggested, shown, selected, truth))
+    write_text(path, _csv(table))
+
+
+def _csv(rows: list[tuple]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()

@@ -28,7 +28,7 @@ except ImportError:  # Windows
     resource = None
 
 # Settings that may differ between a run and the run it goes on from.
-FREE_ON_RESUME = {"resume", "device", "gpuid", "output_dir", "weights_dir", "data_root", "download"}
+FREE_ON_RESUME = {"resume", "device", "gpuid", "output_dir", "weights_dir", "data_root", "download", "num_workers"}
 
 
 class Run:
