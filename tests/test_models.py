@@ -266,3 +266,70 @@ def test_vit_b16_at_224_takes_two_steps_of_both_phases(workdir):
     torch.save(torch.ones(1297, dtype=torch.bool), "all.pt")
     second = main_phase2.main([*common, "vpt_deep=false", "finetune=true", "clean_set=all.pt", "lr=5e-4"])
     assert first["n_samples"] == second["n_samples"] == 1297
+
+
+TIMM = ("pretrained=none", "vpt_deep=false", "finetune=true", "clean_set=all.npy", "resolution=32", "batch_size=8")
+
+
+@pytest.mark.parametrize("backbone", ["test_vit", "test_resnet", "test_convnext"])
+def test_timm_backbones_train(workdir, backbone):
+    import numpy as np
+
+    import main_baseline
+    import main_phase2
+
+    np.save("all.npy", np.arange(1297) % 2 == 0)
+    summary = main_phase2.main([*CLI, *TIMM, f"backbone={backbone}"])
+    assert summary["n_selected"] == 649
+    assert (
+        main_baseline.main([*CLI, *TIMM, f"backbone={backbone}", "--lnl_methods", "TURN", "warmup=0"])["n_selected"] > 0
+    )
+
+
+def test_table4_backbones_bring_their_own_statistics(workdir):
+    settings = {"pretrained": "none", "finetune": True}
+    for key, statistics in {"resnet": (0.485, 0.456, 0.406), "vit": (0.5, 0.5, 0.5)}.items():
+        model = build_classifier(Config(backbone=key, **settings), NAMES)
+        assert model.statistics[0] == statistics
+        assert model.image_size == 224
+        assert all(p.requires_grad for p in model.parameters())
+    probe = build_classifier(Config(backbone="test_resnet", pretrained="none"), NAMES)
+    assert trained(probe) == {"head.weight", "head.bias"}
+
+
+def test_loaders_normalise_by_the_model_s_statistics(workdir):
+    from datasets import build_data, build_loaders
+
+    data = build_data(Config())
+    own = build_classifier(Config(**TINY), NAMES)
+    other = build_classifier(Config(**TINY), NAMES)
+    other.statistics = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    first, second = (
+        next(build_loaders(Config(), data, m, torch.device("cpu"))[0].ordered()).images for m in (own, other)
+    )
+    torch.testing.assert_close(first * 0.5 + 0.5, second)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"vpt_deep": True}, "backbone test_vit: vpt_deep adapts CLIP's image tower only"),
+        ({"pretrained": "laion"}, "'laion' is no weights file"),
+        ({"pretrained": "other.pt"}, "weights of another architecture than backbone test_vit"),
+    ],
+)
+def test_bad_timm_settings_are_refused(workdir, settings, message):
+    torch.save({"x": torch.zeros(1)}, "other.pt")
+    with pytest.raises(UserError, match=message):
+        build_classifier(Config(**{"backbone": "test_vit", **settings}), NAMES)
+
+
+def test_missing_timm_weights_say_what_to_fetch(workdir, monkeypatch):
+    import timm
+
+    def no_network(*args, **kwargs):
+        raise OSError("no route")
+
+    monkeypatch.setattr(timm, "create_model", no_network)
+    with pytest.raises(UserError, match="the weights of resnet50.a1_in1k are not here .* pass pretrained=FILE"):
+        build_classifier(Config(backbone="resnet"), NAMES)
