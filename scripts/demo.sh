@@ -3,6 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # threads that wait must not take the core from those that work
 noise=(--noise_mode sym --noise_ratio 0.4)
 
 "$python" main_phase1.py --cfg config/PEFT/digits.yaml "${noise[@]}"

@@ -11,6 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+# The models are tiny: a second thread gains nothing, and waits for the first on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for a hub fails at once
 
 TINY_CLIP = {
