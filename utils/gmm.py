@@ -16,12 +16,15 @@ from utils.selection import Verdicts, mixture_posterior
 def judge_by_mixture(model: nn.Module, train: Any, verdicts: Verdicts, run: Run) -> None:
     """Judge every train sample under test transforms: clean when its posterior of the low-loss component is above 0.5."""
 
-    def loss_and_guess(batch: Any) -> Tensor:
-        logits = model(batch.images).float()
-        losses = cross_entropy(logits, batch.targets).double()
-        return torch.stack([batch.index, losses, logits.argmax(dim=-1)], dim=1)
+    losses = torch.zeros(len(train.data), device=run.device)
+    guesses = torch.zeros(len(train.data), dtype=torch.long, device=run.device)
 
-    table = map_batches(model, train, loss_and_guess, run, title="losses")
-    index, losses, guesses = table[:, 0].long(), table[:, 1], table[:, 2].long()
-    posterior = mixture_posterior(losses, seed=run.cfg.seed).to(losses.device)
-    verdicts.record(index, selected=posterior > 0.5, score=posterior, suggested=guesses)
+    def judge(batch: Any) -> Tensor:
+        logits = model(batch.images).float()
+        losses[batch.index] = cross_entropy(logits, batch.targets)
+        guesses[batch.index] = logits.argmax(dim=-1)
+        return batch.index
+
+    seen = map_batches(model, train, judge, run, title="losses")
+    posterior = mixture_posterior(losses[seen], seed=run.cfg.seed).to(losses)
+    verdicts.record(seen, selected=posterior > 0.5, score=posterior, suggested=guesses[seen])

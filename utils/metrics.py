@@ -15,7 +15,7 @@ class RunningMeans:
     def add(self, **values: Tensor) -> None:
         """One batch's scalars."""
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0) + value.detach().double()
+            self.sums[name] = self.sums.get(name, 0) + value.detach().float()
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def read(self) -> dict[str, float]:

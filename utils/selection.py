@@ -31,7 +31,7 @@ def forget_rate(epoch: int, *, ratio: float, warmup: int) -> float:
 
 def mixture_posterior(losses: Tensor, *, seed: int) -> Tensor:
     """Posterior of the lower-mean component of a two-Gaussian mixture over min-max scaled losses. [N] -> [N]."""
-    x = losses.double().cpu().numpy()[:, None]
+    x = losses.cpu().double().numpy()[:, None]
     x = (x - x.min()) / max(x.max() - x.min(), 1e-12)
     mixture = GaussianMixture(2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=seed).fit(x)
     return torch.from_numpy(mixture.predict_proba(x)[:, mixture.means_.argmin()])
