@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import fixtures
 import numpy as np
@@ -55,6 +56,11 @@ WRITERS = {
     "clothing1m": fixtures.write_clothing1m,
     "webvision": fixtures.write_webvision,
 }
+
+
+def taking(size: int) -> SimpleNamespace:
+    """What loaders need of a model that takes images of `size` pixels."""
+    return SimpleNamespace(image_size=size, statistics=None)
 
 
 def settings(dataset: str, root: Path, **keys) -> Config:
@@ -184,7 +190,7 @@ def test_webvision_with_imagenet_beside_it_or_without(tmp_path):
 
 def test_extra_test_sets_get_loaders(disk):
     cfg = settings("webvision", disk[0], batch_size=32)
-    _, tests = build_loaders(cfg, build_data(cfg), size=16, device=CPU)
+    _, tests = build_loaders(cfg, build_data(cfg), taking(16), CPU)
     assert list(tests) == ["test", "imagenet"]
     assert sum(len(batch.index) for batch in tests["imagenet"].ordered()) == 50
 
@@ -307,7 +313,7 @@ def test_recipes_normalise_with_the_papers_numbers(disk):
     for dataset, (mean, std) in moments.items():
         cfg = settings(dataset, disk[0], batch_size=50, num_samples=28)
         data = build_data(cfg)
-        train, tests = build_loaders(cfg, data, size=24, device=CPU)
+        train, tests = build_loaders(cfg, data, taking(24), CPU)
         batch = next(tests["test"].ordered())
         image = eval_crop(Image.open(data.test.images[3]), data.recipe, 24)
         reference = tv.Compose([tv.ToTensor(), tv.Normalize(mean, std)])(image)
@@ -344,7 +350,7 @@ def read(paths: list[Path], recipe: Recipe = RECIPES["clothing1m"]) -> tuple:
 
 
 def passes(cfg: Config, data: Data) -> list:
-    train, tests = build_loaders(cfg, data, size=16, device=CPU)
+    train, tests = build_loaders(cfg, data, taking(16), CPU)
     return [*train.shuffled(1), *train.shuffled(2), *train.ordered(), *tests["test"].ordered()]
 
 
@@ -367,7 +373,7 @@ def test_crops_depend_on_sample_and_epoch_not_on_the_batch(disk):
 
     def images(batch_size: int, epoch: int) -> torch.Tensor:
         cfg = settings("webvision", disk[0], batch_size=batch_size)
-        batches = list(build_loaders(cfg, data, size=16, device=CPU)[0].shuffled(epoch))
+        batches = list(build_loaders(cfg, data, taking(16), CPU)[0].shuffled(epoch))
         index = torch.cat([batch.index for batch in batches])
         return torch.cat([batch.images for batch in batches])[index.argsort()]
 
@@ -377,14 +383,14 @@ def test_crops_depend_on_sample_and_epoch_not_on_the_batch(disk):
 
 def test_what_workers_are_given_can_be_sent_to_a_new_process(disk):
     cfg = settings("webvision", disk[0], num_workers=2)
-    loader = build_loaders(cfg, build_data(cfg), size=16, device=CPU)[0]
+    loader = build_loaders(cfg, build_data(cfg), taking(16), CPU)[0]
     sent = pickle.dumps((loader.reader.dataset, unchanged))
     assert len(sent) < 1000  # and it does not grow with the data set
 
 
 def test_one_pass_at_a_time(disk):
     cfg = settings("webvision", disk[0], batch_size=16)
-    loader = build_loaders(cfg, build_data(cfg), size=16, device=CPU)[0]
+    loader = build_loaders(cfg, build_data(cfg), taking(16), CPU)[0]
     first = loader.shuffled(1)
     next(first)
     assert len(list(loader.ordered())) == 7
@@ -394,7 +400,7 @@ def test_one_pass_at_a_time(disk):
 
 def test_max_steps_and_worker_count(disk):
     cfg = settings("webvision", disk[0], batch_size=16, max_steps=2)
-    loader = build_loaders(cfg, build_data(cfg), size=16, device=CPU)[0]
+    loader = build_loaders(cfg, build_data(cfg), taking(16), CPU)[0]
     assert len(loader) == len(list(loader.shuffled(1))) == 2
     assert (worker_count(0, 9), worker_count(12, 9), worker_count(3, 9)) == (0, 9, 3)
     assert 1 <= worker_count(-1, 1000) <= 16
@@ -427,7 +433,7 @@ def complaint(run: Callable[[], object]) -> str:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_unreadable_image_stops_the_run_with_its_path(damaged, workers):
     cfg = settings("webvision", damaged[0], batch_size=8, num_workers=workers)
-    loader = build_loaders(cfg, build_data(cfg), size=16, device=CPU)[0]
+    loader = build_loaders(cfg, build_data(cfg), taking(16), CPU)[0]
     message = complaint(lambda: list(loader.ordered()))
     assert re.fullmatch(
         rf"{damaged[0]}/webvision/{damaged[1][0]}: cannot be read as an image \(image file is truncated[^\n]*\); replace it, or set skip_unreadable=true to go on without such images",
@@ -441,7 +447,7 @@ def test_skip_unreadable_drops_the_samples_and_names_them(damaged, workers):
     cfg = settings("webvision", root, batch_size=1, num_workers=workers, skip_unreadable=True)
     data = build_data(cfg)
     (root / "webvision" / names[3]).unlink()
-    loader = build_loaders(cfg, data, size=16, device=CPU)[0]
+    loader = build_loaders(cfg, data, taking(16), CPU)[0]
     seen = [int(batch.index) for batch in loader.shuffled(1)]
     assert {data.train.ids[i] for i in loader.unreadable} == set(names)
     assert sorted([*seen, *loader.unreadable]) == list(range(100))
@@ -455,7 +461,7 @@ def test_dropping_is_the_same_in_larger_batches(damaged):
     root, names = damaged
     cfg = settings("webvision", root, batch_size=40, skip_unreadable=True)
     data = build_data(cfg)
-    index = torch.cat([b.index for b in build_loaders(cfg, data, size=16, device=CPU)[0].ordered()])
+    index = torch.cat([b.index for b in build_loaders(cfg, data, taking(16), CPU)[0].ordered()])
     assert sorted(data.train.ids[i] for i in set(range(100)) - set(index.tolist())) == names[:3]
     assert len(index) == 97
 
@@ -466,7 +472,7 @@ def test_nothing_readable_is_an_error_even_when_skipping(damaged):
     for path in data.train.images:
         fixtures.truncate(Path(path))
     with pytest.raises(UserError, match="not one image of webvision"):
-        list(build_loaders(cfg, data, size=16, device=CPU)[0].shuffled(1))
+        list(build_loaders(cfg, data, taking(16), CPU)[0].shuffled(1))
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -780,7 +786,7 @@ def test_a_missing_file_is_left_to_the_loader_when_skipping(tmp_path):
     fixtures.write_webvision(tmp_path)
     (tmp_path / "webvision/google/q0007/7_1.jpg").unlink()
     cfg = settings("webvision", tmp_path, skip_unreadable=True)
-    loader = build_loaders(cfg, build_data(cfg), size=16, device=CPU)[0]
+    loader = build_loaders(cfg, build_data(cfg), taking(16), CPU)[0]
     list(loader.shuffled(1))
     assert list(loader.unreadable.values()) == ["no such file"]
     shutil.rmtree(tmp_path / "webvision/google")  # but not a whole split
