@@ -241,6 +241,11 @@ def test_settings_that_only_some_cells_have(away, capsys):
     assert only("--table", "8", "--only", "method=Small-loss").noise_ratio == 0.402
     assert only("--table", "9", "--only", "variant=n_ctx=32").n_ctx == 32
     assert only("--table", "9", "--only", "variant=epochs=5", "--profile", "smoke").epochs == 5
+    first, _ = commands(
+        printed(capsys, "--table", "3", "--only", "dataset=webvision", "method=DeFT", "--profile", "smoke")
+    )
+    real = load_config(first[2:], script="main_real_phase1")
+    assert (real.noise_tag, real.warmup, real.epochs) == ("idn0.4", 5, 10)
     small_loss = only("--table", "6", "--only", "method=Small-loss", "dataset=cifar100", "noise=idn0.5")
     assert (small_loss.lr, small_loss.positive_weight) == (0.01, 1.0)
     given = only("--table", "9", "--only", "variant=epochs=5", "--set", "data_root=/data", "epochs=7")
@@ -302,6 +307,17 @@ def test_a_stopped_run_is_resumed_with_the_same_settings_only(away, calls):
     (folder / "summary.json").unlink()
     reproduce.main([*ONE, str(away), "--set", "lr=0.1"])
     assert "--resume" not in calls[3]
+
+
+def test_an_interrupt_is_no_traceback(away, monkeypatch, capsys):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reproduce.subprocess, "run", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        reproduce.main([*ONE, str(away)])
+    assert stop.value.code == 130
+    assert "stopped; the same command again goes on" in capsys.readouterr().out
 
 
 def test_the_summary_of_other_settings_does_not_count(away, calls):
@@ -373,8 +389,10 @@ def test_seeds_that_are_missing_are_named_beside_the_mean(away, calls):
 def test_one_seed_has_no_deviation_and_report_runs_nothing(away, calls):
     reproduce.main([*ONE, str(away)])
     (away / "table2.md").unlink()
-    reproduce.main([*ONE, str(away), "--report", "--seeds", "0"])
+    reproduce.main([*ONE, str(away), "--report", "--seeds", "0,1"])
     assert len(calls) == 2
+    assert "70.00 (88.17, -18.17) [" in (away / "table2.md").read_text()
+    reproduce.main([*ONE, str(away), "--report"])
     assert "70.00 (88.17, -18.17)" in (away / "table2.md").read_text()
 
 
