@@ -28,7 +28,17 @@ except ImportError:  # Windows
     resource = None
 
 # Settings that may differ between a run and the run it goes on from.
-FREE_ON_RESUME = {"resume", "device", "gpuid", "output_dir", "weights_dir", "data_root", "download", "num_workers"}
+FREE_ON_RESUME = {
+    "resume",
+    "device",
+    "gpuid",
+    "output_dir",
+    "weights_dir",
+    "data_root",
+    "download",
+    "num_workers",
+    "noise_file",
+}
 
 
 class Run:

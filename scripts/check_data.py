@@ -1,0 +1,223 @@
+"""Is the data what this project expects? One line a check.
+
+    python scripts/check_data.py --cfg config/PEFT/cifar100.yaml --noise_mode sym --noise_ratio 0.4 data_root=/data
+
+Flags and keys are those of the seven scripts. Checks: the data folder, the order of its samples, the noisy labels, and
+the selected set that belongs to them (phase 1's place, or clean_set=FILE). Each is ok, differs, or not there. Nothing is
+fetched or trained; noisy labels that are not kept yet are drawn and kept, as a run would.
+Exit code 2 if a check differs or the data is not there; 0 if all that can be compared is as expected.
+
+--write-fingerprints (for maintainers) draws every noise of the paper for the data set and keeps the labels' hashes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from datasets import Data, build_data  # noqa: E402 (the path comes first)
+from datasets.base import labels_sha256  # noqa: E402
+from utils.clean_set import clean_set_path, load_clean_set  # noqa: E402
+from utils.config import REAL_NOISE, Config, load_config  # noqa: E402
+from utils.errors import UserError, cli  # noqa: E402
+from utils.files import write_text  # noqa: E402
+from utils.metrics import selection_quality  # noqa: E402
+
+FINGERPRINTS = Path(__file__).with_name("noise_fingerprints.json")
+# Train and test images of the published data sets. Clothing1M's train images are `num_samples` of them.
+SIZES = {
+    "digits": (1297, 500),
+    "cifar10": (50000, 10000),
+    "cifar100": (50000, 10000),
+    "cifar10n": (50000, 10000),
+    "cifar100n": (50000, 10000),
+    "tiny_imagenet": (100000, 10000),
+    "stanford_cars": (8144, 8041),
+    "cub-200-2011": (5994, 5794),
+    "clothing1m": (None, 10526),
+    "webvision": (65944, 2500),
+}
+PAPER_NOISE = {"sym": (0.2, 0.4, 0.6, 0.8), "asym": (0.4,), "str": (0.4,), "idn": (0.2, 0.3, 0.4, 0.5)}
+SEEDS = range(5)
+BLOCK = 100  # labels a block
+
+
+class Finding(NamedTuple):
+    """What a check found: `ok`, `differs` or `not there`, whether that is a fault, and in words."""
+
+    state: str
+    text: str
+    fault: bool = False
+
+
+@cli
+def main(argv: list[str] | None = None) -> None:
+    """Print a line a check; exit code 2 if one found a fault."""
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(argv):
+        print(__doc__)
+    cfg = replace(load_config([a for a in argv if a != "--write-fingerprints"], script="check_data"), download=False)
+    if "--write-fingerprints" in argv:
+        write_fingerprints(cfg)
+        return
+    findings = []
+    for name, finding in check(cfg):
+        print(f"{name + ':':<14}{finding.state + ',':<11}{finding.text}", flush=True)
+        findings.append(finding)
+    if any(finding.fault for finding in findings):
+        raise SystemExit(2)
+
+
+def check(cfg: Config) -> Iterator[tuple[str, Finding]]:
+    """(name, finding) of each check; without data there is nothing further to check."""
+    finding, data = attempt(lambda: clean_data(cfg), "not there")
+    yield "data", finding or check_sizes(cfg, data)
+    if not data:
+        return
+    yield "order", check_order(cfg, data)
+    finding, data = attempt(lambda: build_data(cfg), "not there" if cfg.noise_tag == "real" else "differs")
+    yield "noise", finding or check_noise(cfg, data)
+    if data:
+        yield "selected set", check_selected(cfg, data)
+
+
+def attempt(build: Callable[[], Data], otherwise: str) -> tuple[Finding | None, Data | None]:
+    """The data, or a finding of state `otherwise` on why there is none."""
+    try:
+        return None, build()
+    except UserError as error:
+        return Finding(otherwise, str(error), fault=True), None
+
+
+def clean_data(cfg: Config) -> Data:
+    """The data without synthetic noise, and without reading or writing a noise file of the user's."""
+    with tempfile.TemporaryDirectory() as folder:
+        return build_data(replace(cfg, noise_mode="sym", noise_ratio=0.0, noise_file=f"{folder}/clean.npz"))
+
+
+# ------------------------------------------------------------------ one a check
+
+
+def check_sizes(cfg: Config, data: Data) -> Finding:
+    """As many images as published."""
+    train, test = SIZES[cfg.dataset]
+    found = f"{len(data.train)} train and {len(data.test)} test images of {len(data.class_names)} classes"
+    for name, split in data.extra_tests.items():
+        found += f", {len(split)} of {name}"
+    if (train or len(data.train), test) != (len(data.train), len(data.test)):
+        published = f"{train} and {test}" if train else f"{test} test images"
+        return Finding("differs", f"{found}; published are {published}", fault=True)
+    return Finding("ok", found)
+
+
+def check_order(cfg: Config, data: Data) -> Finding:
+    """The true labels in their order are those known, or at least the ids in sorted order."""
+    known = fingerprints(cfg)
+    if known and data.train.true is not None:
+        if labels_sha256(data.train.true.numpy()) == known["clean"]:
+            return Finding("ok", "the true labels are the published ones, in the published order")
+        return Finding("differs", "other true labels or another order than published; unpack the archive again", True)
+    if cfg.dataset == "clothing1m":
+        return Finding("ok", "a fixed shuffle of the sorted list")
+    ids = list(data.train.ids)
+    if ids == sorted(ids) or ids == [str(i) for i in range(len(ids))]:
+        return Finding("ok", f"sorted by id, from '{ids[0]}' to '{ids[-1]}'; no hash of the labels is kept")
+    return Finding("differs", f"not sorted by id: '{ids[0]}' comes first", fault=True)
+
+
+def check_noise(cfg: Config, data: Data) -> Finding:
+    """The noisy labels are those that this project draws, or those that were published."""
+    rate = "" if data.train.is_clean is None else f"{100 * (1 - data.train.is_clean.double().mean()):.2f} % wrong; "
+    name, given = noise_name(cfg), data.train.given.numpy()
+    known = fingerprints(cfg).get(name)
+    if known is None:
+        return Finding("not there", f"{rate}no fingerprint of {cfg.dataset} {name} is kept to compare with")
+    if labels_sha256(given) == known["sha256"]:
+        return Finding("ok", f"{rate}exactly the labels of {name}")
+    if cfg.noise_tag == "real":
+        return Finding("differs", f"{rate}other human labels than published; get the file again", fault=True)
+    ours, theirs = block_hashes(given), known.get("blocks", "").split()
+    same = sum(a == b for a, b in zip(ours, theirs))
+    if same >= 0.8 * len(ours):
+        text = f"{same} of {len(ours)} blocks of {BLOCK} labels are those of {name}; a few idn labels hang on rounding"
+        return Finding("ok", rate + text)
+    text = f"not the labels of {name}; delete the noise file to have them drawn anew"
+    return Finding("differs", rate + text, fault=True)
+
+
+def check_selected(cfg: Config, data: Data) -> Finding:
+    """The selected set belongs to these labels; it need not be there, unless it was named."""
+    path = clean_set_path(cfg)
+    if not path.is_file():
+        return Finding("not there", f"{path}: phase 1 writes it", fault=cfg.clean_set is not None)
+    try:
+        selected = load_clean_set(path, data.train.ids, data.train.fingerprint())
+    except UserError as error:
+        return Finding("differs", str(error), fault=True)
+    quality = {name: value for name, value in selection_quality(selected, data.train.is_clean).items() if value}
+    figures = "".join(f", {name} {value:.2f}" for name, value in quality.items())
+    alone = "" if path.with_suffix(".json").is_file() else "; without its .json only the length could be compared"
+    return Finding("ok", f"{path}: {int(selected.sum())} of {len(selected)} samples{figures}{alone}")
+
+
+# ------------------------------------------------------------------ fingerprints
+
+
+def fingerprints(cfg: Config) -> dict[str, Any]:
+    """The kept hashes of a data set; CIFAR-N's images and true labels are CIFAR's."""
+    dataset = cfg.dataset.removesuffix("n") if cfg.dataset.startswith("cifar") else cfg.dataset
+    return json.loads(FINGERPRINTS.read_text(encoding="utf-8")).get(dataset, {})
+
+
+def noise_name(cfg: Config) -> str:
+    """The noise with its seed; human labels have none."""
+    return "real" if cfg.noise_tag == "real" else f"{cfg.noise_tag} seed{cfg.seed}"
+
+
+def block_hashes(labels: np.ndarray) -> list[str]:
+    """A short hash of each block: enough to see how many of the labels agree."""
+    return [labels_sha256(labels[i : i + BLOCK])[:2] for i in range(0, len(labels), BLOCK)]
+
+
+def write_fingerprints(cfg: Config) -> None:
+    """Draw every noise of the paper anew and keep its hashes, and that of CIFAR's human labels."""
+    if cfg.dataset in REAL_NOISE:
+        raise UserError(f"{cfg.dataset}: its noise is not drawn, there is nothing to keep")
+    wanted = [(mode, ratio, seed) for mode, ratios in PAPER_NOISE.items() for ratio in ratios for seed in SEEDS]
+    wanted += [("real", 0.0, 0)] * cfg.dataset.startswith("cifar")
+    result: dict[str, Any] = {"clean": labels_sha256(clean_data(cfg).train.true.numpy())}
+    for mode, ratio, seed in wanted:
+        with tempfile.TemporaryDirectory() as folder:
+            drawn = replace(cfg, noise_mode=mode, noise_ratio=ratio, seed=seed, noise_file=f"{folder}/noise.npz")
+            given = build_data(drawn).train.given.numpy()
+        name = noise_name(drawn)
+        result[name] = {"sha256": labels_sha256(given)}
+        if mode == "idn":  # products of large matrices: another machine may round a draw to the other side
+            result[name]["blocks"] = " ".join(block_hashes(given))
+        print(name, result[name]["sha256"], flush=True)
+    every = json.loads(FINGERPRINTS.read_text(encoding="utf-8")) if FINGERPRINTS.is_file() else {}
+    every[cfg.dataset] = result
+    write_text(FINGERPRINTS, as_json(every))
+
+
+def as_json(every: dict[str, Any]) -> str:
+    """JSON with one line a noise."""
+    sets = []
+    for dataset, result in every.items():
+        lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in result.items()]
+        sets.append(f" {json.dumps(dataset)}: {{\n" + ",\n".join(lines) + "\n }")
+    return "{\n" + ",\n".join(sets) + "\n}\n"
+
+
+if __name__ == "__main__":
+    main()
