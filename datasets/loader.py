@@ -15,6 +15,7 @@ from datasets.image_files import BatchReader, Pass, unchanged, unreadable_image
 from datasets.transforms import Recipe, eval_batch, finish_batch, train_batch
 from utils.errors import UserError
 from utils.randomness import generator
+from utils.run import pins_memory
 
 
 class Batch(NamedTuple):
@@ -99,7 +100,7 @@ class Loader:
             batch_size=None,  # a task is a batch already
             collate_fn=unchanged,
             num_workers=num_workers,
-            pin_memory=self.device.type == "cuda",
+            pin_memory=pins_memory(self.device),
             generator=torch.Generator(),  # DataLoader draws a seed for its workers: not from torch's global stream
             **workers,
         )

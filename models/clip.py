@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import hashlib
 import json
+import logging
 import os
 import pickle
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -131,10 +134,24 @@ def _weights(cfg: Config, name: str) -> dict[str, Tensor] | None:
     return _download(cfg, name)
 
 
+@contextlib.contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Keep the hub's client from telling of every try: what counts is said once, at the end."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def _download(cfg: Config, name: str) -> dict[str, Tensor]:
     source = get_pretrained_cfg(name, cfg.pretrained)
+    print(f"fetching the weights '{cfg.pretrained}' of {cfg.backbone} (kept in {cfg.weights_dir})", flush=True)
     try:
-        path = download_pretrained(source, cache_dir=cfg.weights_dir)
+        with quiet_hub():
+            path = download_pretrained(source, cache_dir=cfg.weights_dir)
     except Exception as error:  # every client and proxy fails in its own way; the remedy is one
         where = source.get("url") or f"the Hugging Face hub, {source.get('hf_hub')}"
         target = Path(cfg.weights_dir) / f"{name.removesuffix('-quickgelu')}.pt"
@@ -181,11 +198,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch_file(path: Path) -> dict[str, Any]:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError):
-        # OpenAI published TorchScript archives, which torch.load rejects.
-        return dict(torch.jit.load(os.fspath(path), map_location="cpu").state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on TorchScript, which OpenAI's files are and torch gives up
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, pickle.UnpicklingError):
+            return dict(torch.jit.load(os.fspath(path), map_location="cpu").state_dict())
 
 
 def _load_weights(clip: nn.Module, state: dict[str, Tensor], *, what: str, backbone: str) -> None:

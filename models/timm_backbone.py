@@ -7,7 +7,7 @@ from pathlib import Path
 import timm
 from torch import Tensor, nn
 
-from models.clip import read_state_dict
+from models.clip import quiet_hub, read_state_dict
 from utils.config import Config
 from utils.errors import UserError
 
@@ -64,8 +64,10 @@ def _load(cfg: Config) -> nn.Module:
         raise UserError(
             f"pretrained: '{cfg.pretrained}' is no weights file; a timm backbone brings its own weights, so leave the key out"
         )
+    print(f"fetching the weights of {name} (kept in {cfg.weights_dir})", flush=True)
     try:
-        return timm.create_model(name, pretrained=True, num_classes=0, cache_dir=cfg.weights_dir, **options)
+        with quiet_hub():
+            return timm.create_model(name, pretrained=True, num_classes=0, cache_dir=cfg.weights_dir, **options)
     except Exception as error:  # every client and proxy fails in its own way; the remedy is one
         hub = timm.get_pretrained_cfg(name)
         where = f"the Hugging Face hub, {hub.hf_hub_id}" if hub is not None and hub.hf_hub_id else "timm's releases"

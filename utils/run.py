@@ -175,6 +175,11 @@ def choose_device(cfg: Config) -> torch.device:
     return torch.device("cuda", cfg.gpuid) if name == "cuda" else torch.device(name)
 
 
+def pins_memory(device: torch.device) -> bool:
+    """Whether batches reach the device faster from pinned memory."""
+    return device.type == "cuda"
+
+
 def _precision(cfg: Config, device: torch.device) -> tuple[torch.dtype | None, bool]:
     """(autocast type or None, whether the weights are half precision). A CPU runs float32 unless bf16 is asked for."""
     if cfg.prec == "bf16":
