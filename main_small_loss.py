@@ -16,6 +16,7 @@ from utils.config import Config, load_config
 from utils.engine import build_optimizer, build_schedule, evaluate, map_batches, train_one_epoch
 from utils.errors import cli
 from utils.losses import cross_entropy, masked_mean
+from utils.metrics import RunningMeans
 from utils.report import report_selection, report_unreadable
 from utils.run import Run, start_run
 from utils.selection import Verdicts, forget_rate, smallest_losses
@@ -69,16 +70,19 @@ def label_match(cfg: Config, run: Run, data: Data) -> tuple[Verdicts, dict[str, 
     model = run.place(build_zero_shot(cfg, data.class_names))
     train, tests = build_loaders(cfg, data, model, run.device)
     verdicts = Verdicts(len(data.train), data.train.is_clean).to(run.device)
+    quality = RunningMeans()
 
     def judge(batch: Batch) -> Tensor:
         logits = model(batch.images).float()
         suggested = logits.argmax(dim=-1)
         score = (-cross_entropy(logits, batch.targets)).exp()
-        verdicts.record(batch.index, selected=suggested == batch.targets, score=score, suggested=suggested)
+        selected = suggested == batch.targets
+        verdicts.record(batch.index, selected=selected, score=score, suggested=suggested)
+        quality.add(**verdicts.batch_quality(batch.index, selected))
         return batch.index
 
     map_batches(model, train, judge, run, title="label-match")
-    run.end_epoch(1, {"verdicts": verdicts}, evaluate(model, tests, model, run))
+    run.end_epoch(1, {"verdicts": verdicts}, {**quality.read(), **evaluate(model, tests, model, run)})
     return verdicts, {"train": train, **tests}
 
 

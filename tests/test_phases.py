@@ -201,6 +201,8 @@ def test_detection_baselines(workdir, strategy):
     table = rows(Path("output/main_small_loss/digits/sym0.4/seed0/samples.csv"))
     selected = np.array([r["is_clean"] == "True" for r in table])
     assert selected.sum() == summary["n_selected"]
+    assert summary["precision_batch_mean"] == pytest.approx(summary["precision"], abs=15)
+    assert summary["recall_batch_mean"] == pytest.approx(summary["recall"], abs=15)
     if strategy == "small_loss":  # int((1 - 0.4) B) of each batch: 10 of 128, one of 17
         assert summary["n_selected"] == 10 * 76 + 10
     else:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
@@ -33,7 +36,10 @@ def mixture_posterior(losses: Tensor, *, seed: int) -> Tensor:
     """Posterior of the lower-mean component of a two-Gaussian mixture over min-max scaled losses. [N] -> [N]."""
     x = losses.cpu().double().numpy()[:, None]
     x = (x - x.min()) / max(x.max() - x.min(), 1e-12)
-    mixture = GaussianMixture(2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=seed).fit(x)
+    mixture = GaussianMixture(2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # ten iterations are the method's, converged or not
+        mixture.fit(x)
     return torch.from_numpy(mixture.predict_proba(x)[:, mixture.means_.argmin()])
 
 
