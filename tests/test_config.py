@@ -102,6 +102,7 @@ def test_config_is_frozen(tmp_path):
         ("epochs: 0", "", "epochs = 0 is out of range; it must be at least 1"),
         ("dataset: cifar1000", "", "unknown dataset 'cifar1000' (did you mean 'cifar100'?); choose one of digits"),
         ("noise_mode: symm", "", "unknown noise_mode 'symm' (did you mean 'sym'?)"),
+        ("finetune: some", "", "unknown finetune 'some'; choose one of true, false, all"),
         ("", "", "settings.yaml: the settings file is empty"),
         ("just words", "", "expected lines of the form 'key: value', found a str"),
         ("lr: [1", "", "not valid YAML at line"),

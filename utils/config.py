@@ -70,7 +70,11 @@ class Config:
     pretrained: str = key("openai", "open_clip tag, a weights file, or none for random weights")
     resolution: int = key(0, "image side in pixels; 0 = what the backbone was made for", low=0)
     weights_dir: str = key("weights", "folder for weights that are fetched, made, or put there by hand")
-    finetune: bool | str = key(False, "train the transformer blocks themselves; all: every weight of the image tower")
+    finetune: bool | str = key(
+        False,
+        "train the transformer blocks themselves; all: every weight of the image tower",
+        choices=(True, False, "all"),
+    )
     partial: int = key(0, "adapt or fine-tune only the last n blocks; 0 = all of them", low=0)
     bias_tuning: bool = key(False, "train all biases of the image tower (BitFit)")
     vpt_deep: bool = key(False, "prompt tokens of their own for every block (VPT-deep)")
@@ -199,7 +203,7 @@ def _key_table() -> str:
     rows = ["keys (for the YAML file, and as key=value):"]
     for f in fields(Config):
         default = "none" if f.default is None else str(f.default).lower() if isinstance(f.default, bool) else f.default
-        choices = f" [{', '.join(f.metadata['choices'])}]" if f.metadata["choices"] else ""
+        choices = f" [{_listed(f.metadata['choices'])}]" if f.metadata["choices"] else ""
         rows.append(f"  {f.name:<21} {_type_name(TYPES[f.name]):<19} {default!s:<9} {f.metadata['meaning']}{choices}")
     return "\n".join(rows)
 
@@ -251,9 +255,9 @@ def _checked(name: str, value: Any, where: str) -> Any:
     else:
         raise UserError(f"{where}: {name} must be {_type_name(TYPES[name])}, got {value!r}")
     if limits["choices"] and cast not in limits["choices"]:
-        near = difflib.get_close_matches(str(cast), limits["choices"], n=1)
+        near = difflib.get_close_matches(str(cast), map(str, limits["choices"]), n=1)
         hint = f" (did you mean '{near[0]}'?)" if near else ""
-        raise UserError(f"{where}: unknown {name} '{cast}'{hint}; choose one of {', '.join(limits['choices'])}")
+        raise UserError(f"{where}: unknown {name} '{cast}'{hint}; choose one of {_listed(limits['choices'])}")
     if isinstance(cast, (int, float)) and not (limits["low"] <= cast <= limits["high"] and cast < limits["below"]):
         raise UserError(f"{where}: {name} = {cast} is out of range; {_range(limits)}")
     return cast
@@ -282,6 +286,10 @@ def _alternatives(kind: Any) -> tuple:
 def _type_name(kind: Any) -> str:
     names = {str: "text", int: "int", float: "number", bool: "true/false", list[str]: "list", type(None): "none"}
     return " or ".join(names[k] for k in _alternatives(kind))
+
+
+def _listed(choices: tuple) -> str:
+    return ", ".join(str(c).lower() if isinstance(c, bool) else c for c in choices)
 
 
 def _range(limits: dict[str, Any]) -> str:
