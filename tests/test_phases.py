@@ -94,6 +94,15 @@ def test_both_phases_write_what_they_promise(workdir):
     assert Path("output/main_phase2/digits/sym0.4/seed0/metrics.jsonl").is_file()
 
 
+def test_the_mask_is_the_last_epoch_s(workdir):
+    """With one batch an epoch, an epoch's batch mean is the exact figure of its selection."""
+    summary = main_phase1.main([*TINY, "epochs=3", "batch_size=2000", "lr=0.5"])
+    history = lines(RUN / "metrics.jsonl")
+    assert summary["precision"] == pytest.approx(history[-1]["precision_batch_mean"], rel=1e-5)
+    assert summary["recall"] == pytest.approx(history[-1]["recall_batch_mean"], rel=1e-5)
+    assert history[-1]["recall_batch_mean"] != pytest.approx(history[0]["recall_batch_mean"], rel=1e-2)
+
+
 def test_the_same_command_gives_the_same_bytes(workdir):
     for folder in ("a", "b"):
         main_phase1.main([*TINY, f"output_dir={folder}", f"clean_set={folder}.pt", "epochs=1"])
