@@ -13,9 +13,10 @@ from torch import Tensor
 
 from datasets import Batch, build_data, build_loaders
 from models import build_classifier, parameter_table
+from utils.clean_set import writable_clean_set
 from utils.config import Config, load_config
 from utils.engine import build_optimizer, build_schedule, evaluate, train_one_epoch
-from utils.errors import cli
+from utils.errors import UserError, cli
 from utils.gmm import judge_by_mixture
 from utils.losses import Criterion, generalised_cross_entropy, masked_mean
 from utils.report import report_selection, report_unreadable
@@ -32,7 +33,15 @@ def train_baseline(cfg: Config, script: str, *, schedule: str) -> dict:
     """Train a backbone by the settings' method on all given labels."""
     data = build_data(cfg)
     model = build_classifier(cfg, data.class_names)
-    run = start_run(cfg, script)
+    selects = cfg.lnl_methods in ("GMM", "TURN")
+    if selects and cfg.epochs <= cfg.warmup:
+        raise UserError(
+            f"{cfg.lnl_methods} selects after the warm-up: epochs = {cfg.epochs} must be above warmup = {cfg.warmup}"
+        )
+    run = start_run(cfg, script, data.train.fingerprint())
+    path = Path(cfg.clean_set) if cfg.clean_set else run.folder / "clean_set.pt"  # phase1/ is DeFT's
+    if selects:
+        writable_clean_set(path)
     run.say(parameter_table(model))
     run.place(model)
     train, tests = build_loaders(cfg, data, model, run.device)
@@ -40,7 +49,6 @@ def train_baseline(cfg: Config, script: str, *, schedule: str) -> dict:
     learning_rate = build_schedule(cfg.lr_schedule or schedule, optimizer, cfg.epochs)
     criterion = Criterion(cfg.lnl_methods, len(data.train), len(data.class_names)).to(run.device)
     verdicts = Verdicts(len(data.train), data.train.is_clean).to(run.device)
-    selects = cfg.lnl_methods in ("GMM", "TURN")
     parts = {
         "model": model,
         "optimizer": optimizer,
@@ -70,7 +78,6 @@ def train_baseline(cfg: Config, script: str, *, schedule: str) -> dict:
     unreadable = report_unreadable(run, {"train": train, **tests})
     if not selects:
         return run.finish({"n_samples": len(data.train), "n_selected": len(data.train), **unreadable}, [])
-    path = Path(cfg.clean_set) if cfg.clean_set else run.folder / "clean_set.pt"  # phase1/ is DeFT's
     rule = f"{cfg.lnl_methods}: posterior of the low-loss component > 0.5"
     summary = report_selection(run, data, verdicts, path, rule=rule)
     return run.finish({**summary, **unreadable}, [path, run.folder / "samples.csv"])

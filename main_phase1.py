@@ -13,7 +13,7 @@ from torch import Tensor
 
 from datasets import Batch, build_data, build_loaders
 from models import Detector, build_detector, parameter_table
-from utils.clean_set import clean_set_path
+from utils.clean_set import clean_set_path, writable_clean_set
 from utils.config import Config, load_config
 from utils.engine import build_optimizer, build_schedule, evaluate, train_one_epoch
 from utils.errors import cli
@@ -71,7 +71,8 @@ def detect(cfg: Config, script: str, method: Callable[..., dict[str, Tensor]], *
     """Train a detector with `method` (`deft_step` here), and write what it selected in the last epoch."""
     data = build_data(cfg)
     detector = build_detector(cfg, data.class_names)
-    run = start_run(cfg, script)
+    path = writable_clean_set(clean_set_path(cfg))
+    run = start_run(cfg, script, data.train.fingerprint())
     run.say(parameter_table(detector))
     run.place(detector)
     train, tests = build_loaders(cfg, data, detector, run.device)
@@ -98,7 +99,6 @@ def detect(cfg: Config, script: str, method: Callable[..., dict[str, Tensor]], *
         learning_rate.step()
         run.end_epoch(epoch, parts, metrics)
 
-    path = clean_set_path(cfg)
     summary = report_selection(run, data, verdicts, path, rule=rule)
     summary |= report_unreadable(run, {"train": train, **tests})
     return run.finish(summary, [path, run.folder / "samples.csv"])

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from datasets import Batch, build_data, build_loaders
 from models import build_classifier, parameter_table
-from utils.clean_set import clean_set_path, load_clean_set
+from utils.clean_set import clean_set_path, load_clean_set, mask_sha256
 from utils.config import Config, load_config
 from utils.engine import build_optimizer, build_schedule, evaluate, train_one_epoch
 from utils.errors import cli
@@ -26,7 +26,7 @@ def adapt(cfg: Config, script: str, *, schedule: str) -> dict:
     path = clean_set_path(cfg)
     selected = load_clean_set(path, data.train.ids, data.train.fingerprint())
     model = build_classifier(cfg, data.class_names)
-    run = start_run(cfg, script)
+    run = start_run(cfg, script, {**data.train.fingerprint(), "selected_set": mask_sha256(selected)})
     run.say(f"training on the {int(selected.sum())} of {len(selected)} samples in {path}")
     run.say(parameter_table(model))
     run.place(model)

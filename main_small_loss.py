@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from datasets import Batch, Data, Loader, build_data, build_loaders
 from models import build_classifier, build_zero_shot, parameter_table
+from utils.clean_set import writable_clean_set
 from utils.config import Config, load_config
 from utils.engine import build_optimizer, build_schedule, evaluate, map_batches, train_one_epoch
 from utils.errors import cli
@@ -26,20 +27,24 @@ from utils.selection import Verdicts, forget_rate, smallest_losses
 def main(argv: list[str] | None = None) -> dict:
     cfg = load_config(argv, script="main_small_loss")
     data = build_data(cfg)
-    find = {"small_loss": small_loss, "label_match": label_match}[cfg.strategy]
-    run = start_run(cfg, "main_small_loss")
-    verdicts, loaders = find(cfg, run, data)
-    path = Path(cfg.clean_set) if cfg.clean_set else run.folder / "clean_set.pt"  # phase1/ is DeFT's
+    build, find = {
+        "small_loss": (build_classifier, small_loss),
+        "label_match": (build_zero_shot, label_match),
+    }[cfg.strategy]
+    model = build(cfg, data.class_names)
+    run = start_run(cfg, "main_small_loss", data.train.fingerprint())
+    path = writable_clean_set(
+        Path(cfg.clean_set) if cfg.clean_set else run.folder / "clean_set.pt"
+    )  # phase1/ is DeFT's
+    run.say(parameter_table(model))
+    verdicts, loaders = find(cfg, run, data, run.place(model))
     summary = report_selection(run, data, verdicts, path, rule=cfg.strategy)
     summary |= report_unreadable(run, loaders)
     return run.finish(summary, [path, run.folder / "samples.csv"])
 
 
-def small_loss(cfg: Config, run: Run, data: Data) -> tuple[Verdicts, dict[str, Loader]]:
+def small_loss(cfg: Config, run: Run, data: Data, model: nn.Module) -> tuple[Verdicts, dict[str, Loader]]:
     """Train on the small losses of each batch; what the last epoch keeps is selected."""
-    model = build_classifier(cfg, data.class_names)
-    run.say(parameter_table(model))
-    run.place(model)
     train, tests = build_loaders(cfg, data, model, run.device)
     optimizer = build_optimizer(cfg, model)
     schedule = build_schedule(cfg.lr_schedule or "cosine", optimizer, cfg.epochs)
@@ -65,9 +70,8 @@ def small_loss(cfg: Config, run: Run, data: Data) -> tuple[Verdicts, dict[str, L
     return verdicts, {"train": train, **tests}
 
 
-def label_match(cfg: Config, run: Run, data: Data) -> tuple[Verdicts, dict[str, Loader]]:
+def label_match(cfg: Config, run: Run, data: Data, model: nn.Module) -> tuple[Verdicts, dict[str, Loader]]:
     """One pass with CLIP as it is: a sample is selected when the zero-shot prediction equals its label."""
-    model = run.place(build_zero_shot(cfg, data.class_names))
     train, tests = build_loaders(cfg, data, model, run.device)
     verdicts = Verdicts(len(data.train), data.train.is_clean).to(run.device)
     quality = RunningMeans()

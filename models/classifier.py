@@ -17,6 +17,7 @@ class Classifier(nn.Module):
     def __init__(self, clip: nn.Module, cfg: Config, n_classes: int) -> None:
         super().__init__()
         self.tower = ImageTower(clip.visual, cfg)
+        self.tower.visual.proj.requires_grad_(False)  # the head reads the class token before it
         self.image_size = self.tower.image_size
         self.statistics = None  # as in the paper, images are normalised by the data set's own
         self.head = nn.Linear(clip.visual.conv1.out_channels, n_classes)
@@ -43,4 +44,6 @@ class ZeroShot(nn.Module):
         self.register_buffer("weight", clip.logit_scale.exp() * text.T)
 
     def forward(self, images: Tensor) -> Tensor:
-        return nn.functional.normalize(self.visual(images), dim=-1) @ self.weight
+        features = self.visual(images.to(self.visual.conv1.weight.dtype)).float()
+        with torch.autocast(features.device.type, enabled=False):  # as the detector's cosines, in float32
+            return nn.functional.normalize(features, dim=-1) @ self.weight.float()

@@ -64,7 +64,7 @@ def _architecture(cfg: Config) -> tuple[str, dict[str, Any]]:
             quick
         ) or cfg.pretrained not in list_pretrained_tags_by_model(name):
             name = quick
-    model_cfg = open_clip.get_model_config(name)
+    model_cfg = None if ":" in name else open_clip.get_model_config(name)  # hub names would go to the network
     if model_cfg is None:
         known = [*OPENAI_NAMES, DIGITS, *open_clip.list_models()]
         near = difflib.get_close_matches(name, known, n=1)
@@ -82,7 +82,8 @@ def _read_model_config(path: Path) -> dict[str, Any]:
         raise UserError(f"backbone: no such model config file: {path}") from None
     except Exception as error:  # a damaged archive may fail anywhere
         raise UserError(f"{path}: cannot be read as weights ({(str(error).splitlines() or [''])[0][:120]})") from None
-    if not isinstance(model_cfg, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= model_cfg.keys():
+    parts = [model_cfg.get(key) for key in ("vision_cfg", "text_cfg")] if isinstance(model_cfg, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts) or "embed_dim" not in model_cfg:
         raise UserError(
             f"backbone: {path} is not an open_clip model config: it needs embed_dim, vision_cfg and text_cfg"
         )
@@ -190,7 +191,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # a damaged archive may fail anywhere
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise UserError(f"{path}: cannot be read as weights ({reason})") from None
-    state = state.get("state_dict", state)
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"{path}: holds no state dict (names and tensors)")
     state = {k.removeprefix("module."): v for k, v in state.items()}

@@ -142,8 +142,6 @@ class ImageTower(nn.Module):
         blocks = self.visual.transformer.resblocks[self.n_frozen :]
         if cfg.finetune == "all":
             self.visual.requires_grad_(True)
-            if self.visual.proj is not None:
-                self.visual.proj.requires_grad_(False)  # the class token is taken before it
         elif cfg.finetune:
             blocks.requires_grad_(True)
         if cfg.bias_tuning:

@@ -39,17 +39,17 @@ class TimmClassifier(nn.Module):
         if asked:
             raise UserError(f"backbone {cfg.backbone}: {asked[0]} adapts CLIP's image tower only; use finetune=true")
         self.tower = _load(cfg).requires_grad_(bool(cfg.finetune))
-        self.head = nn.Linear(self.tower.num_features, n_classes)
+        self.head = nn.Linear(getattr(self.tower, "head_hidden_size", self.tower.num_features), n_classes)
         facts = timm.data.resolve_model_data_config(self.tower)
         self.image_size = cfg.resolution or facts["input_size"][-1]
         self.statistics = (tuple(facts["mean"]), tuple(facts["std"]))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.tower(images))
+        return self.head(self.tower(images.to(self.head.weight.dtype)))
 
     def probe(self, images: Tensor) -> Tensor:
         """The same logits, but only the head learns from them (linear probing)."""
-        return self.head(self.tower(images).detach())
+        return self.head(self.tower(images.to(self.head.weight.dtype)).detach())
 
 
 def _load(cfg: Config) -> nn.Module:

@@ -131,8 +131,8 @@ def test_models_devices_and_folders(workdir, fails, main, override, message, mon
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     wide = {**TINY_CLIP, "vision_cfg": {**TINY_CLIP["vision_cfg"], "width": 48}}
     torch.save(open_clip.CLIP(**wide).state_dict(), "wide.pt")
-    np.save("all.npy", np.ones(1297, dtype=bool))
-    assert message in fails(main, *TINY, "clean_set=all.npy", override)
+    torch.save(torch.ones(1297, dtype=torch.bool), "all.pt")
+    assert message in fails(main, *TINY, "clean_set=all.pt", override)
 
 
 def test_nothing_is_left_behind_by_a_refused_run(workdir, fails):
@@ -140,3 +140,50 @@ def test_nothing_is_left_behind_by_a_refused_run(workdir, fails):
     fails(main_phase1.main, *TINY, "class_names=[a]")
     fails(main_phase2.main, *TINY, "backbone=ViT-X/1")
     assert [p for p in sorted(workdir.rglob("*")) if "noise" not in str(p) and p.name != "data"] == before
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("clean_set=set.npy", "its name must end in .pt"),
+        ("clean_set=tiny.yaml/set.pt", "is no folder that can be written"),
+        ("pretrained=tensor.pt", "tensor.pt: holds no state dict"),
+        ("backbone=hf-hub:foo/bar", "unknown backbone 'hf-hub:foo/bar'"),
+        ("backbone=null.json", "is not an open_clip model config"),
+        ("seed=4294967296", "seed = 4294967296 is out of range"),
+        ("epochs=2020-13-45", "epochs must be int, got '2020-13-45'"),
+    ],
+)
+def test_odd_values(workdir, fails, override, message):
+    torch.save(torch.zeros(3), "tensor.pt")
+    Path("null.json").write_text('{"embed_dim": 8, "vision_cfg": null, "text_cfg": {}}')
+    assert message in fails(main_phase1.main, *TINY, override)
+
+
+def test_a_selecting_baseline_needs_epochs_after_its_warm_up(workdir, fails):
+    line = fails(main_baseline.main, *TINY, "--lnl_methods", "GMM")
+    assert "GMM selects after the warm-up: epochs = 1 must be above warmup = 1" in line
+
+
+def test_diverged_losses_cannot_be_judged(workdir, fails):
+    line = fails(
+        main_baseline.main, "--cfg", "tiny.yaml", "--lnl_methods", "GMM", "lr=1e6", "epochs=3", "finetune=true"
+    )
+    assert "no longer finite" in line
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    from utils.errors import UserError
+    from utils.files import write_atomically
+
+    path = tmp_path / "file.pt"
+    path.write_text("good")
+
+    def fail(file):
+        file.write(b"half")
+        raise RuntimeError("enforce fail at inline_container.cc: unexpected pos")
+
+    with pytest.raises(UserError, match="file.pt: cannot be written"):
+        write_atomically(path, fail)
+    assert path.read_text() == "good"
+    assert [p.name for p in tmp_path.iterdir()] == ["file.pt"]

@@ -36,7 +36,9 @@ def test_of_other_methods(tmp_path):
     (tmp_path / "plain.csv").write_text("\n".join(chosen))
     (tmp_path / "header.csv").write_text("sample_id\n" + "\n".join(chosen) + "\n")
     (tmp_path / "second.csv").write_text("score,sample_id\n" + "\n".join(f"0.9,{c}" for c in chosen))
-    for name in ("a.pt", "a.npy", "plain.csv", "header.csv", "second.csv"):
+    verdicts = "".join(f"{name},{bool(kept)}\n" for name, kept in zip(IDS, MASK))
+    (tmp_path / "samples.csv").write_text("sample_id,is_clean\n" + verdicts)
+    for name in ("a.pt", "a.npy", "plain.csv", "header.csv", "second.csv", "samples.csv"):
         assert torch.equal(load_clean_set(tmp_path / name, IDS, PRINT), MASK), name
 
 

@@ -95,7 +95,8 @@ def test_what_fine_tuning_trains(workdir):
     blocks = {n for n in of(finetune="all") if "resblocks" in n}
     assert of(finetune=True) == blocks
     assert of(finetune=True, partial=1) == {n for n in blocks if "resblocks.1." in n}
-    assert of(finetune="all") == {f"visual.{n}" for n, _ in tiny()[0].visual.named_parameters()} - {"visual.proj"}
+    assert of(finetune="all") == {f"visual.{n}" for n, _ in tiny()[0].visual.named_parameters()}
+    assert "tower.visual.proj" not in trained(build_classifier(Config(**TINY, finetune="all"), NAMES))
     biases = of(bias_tuning=True)
     assert biases == {n for n in of(finetune="all") if n.endswith("bias")}
     assert {"visual.ln_pre.bias", "visual.ln_post.bias"} < biases
@@ -282,8 +283,34 @@ def test_timm_backbones_train(workdir, backbone):
     summary = main_phase2.main([*CLI, *TIMM, f"backbone={backbone}"])
     assert summary["n_selected"] == 649
     assert (
-        main_baseline.main([*CLI, *TIMM, f"backbone={backbone}", "--lnl_methods", "TURN", "warmup=0"])["n_selected"] > 0
+        main_baseline.main(
+            [*CLI, *TIMM, f"backbone={backbone}", "--lnl_methods", "TURN", "warmup=0", "clean_set=mine.pt"]
+        )["n_selected"]
+        > 0
     )
+
+
+@pytest.mark.parametrize("build", [build_classifier, build_zero_shot, build_detector])
+@pytest.mark.parametrize("backbone", ["tiny.json", "test_resnet"])
+def test_half_precision_weights_take_float_images(workdir, build, backbone):
+    """What prec=fp16 runs on a GPU; images always come in float32."""
+    if backbone != "tiny.json" and build is not build_classifier:
+        pytest.skip("timm backbones are classifiers")
+    model = build(Config(**{**TINY, "backbone": backbone}), NAMES).half()
+    images = IMAGES if backbone == "tiny.json" else torch.randn(3, 3, 32, 32)
+    out = model(images)
+    assert torch.isfinite(out[0]).all()
+
+
+def test_zero_shot_logits_are_float32_under_autocast(workdir):
+    model = build_zero_shot(Config(**TINY), NAMES)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(IMAGES).dtype == torch.float32
+
+
+def test_a_timm_head_with_a_hidden_layer(workdir):
+    model = build_classifier(Config(backbone="mobilenetv3_small_100", pretrained="none"), NAMES)
+    assert model(torch.randn(2, 3, 64, 64)).shape == (2, 3)
 
 
 def test_table4_backbones_bring_their_own_statistics(workdir):

@@ -127,28 +127,13 @@ def test_the_same_command_gives_the_same_bytes(workdir):
         (main_small_loss.main, []),
     ],
 )
-def test_resuming_equals_not_stopping(workdir, monkeypatch, main, settings):
+def test_resuming_equals_not_stopping(workdir, stop_after, main, settings):
     np.save("given.npy", np.arange(1297) % 3 > 0)
     common = [*TINY, *settings, "epochs=3", "max_steps=4"]
     main([*common, "output_dir=whole", *(["clean_set=whole.pt"] if main is main_phase1.main else [])])
 
-    class Stopped(Exception):
-        pass
-
-    from utils.run import Run
-
-    saved = Run.end_epoch
-
-    def stop_after_two(self, epoch, parts, metrics):
-        saved(self, epoch, parts, metrics)
-        if epoch == 2:
-            raise Stopped
-
     parted = [*common, "output_dir=parted", *(["clean_set=parted.pt"] if main is main_phase1.main else [])]
-    monkeypatch.setattr(Run, "end_epoch", stop_after_two)
-    with pytest.raises(Stopped):
-        main(parted)
-    monkeypatch.setattr(Run, "end_epoch", saved)
+    stop_after(main, parted, 2)
     if main is main_phase1.main:  # the selected set belongs to the run's settings
         Path("whole.pt").replace("reference.pt")
     main([*parted, "--resume"])
@@ -194,14 +179,60 @@ def test_baselines(workdir, method):
         assert summary["precision_batch_mean"] > 0
 
 
-def test_linear_probing_of_turn_leaves_the_backbone_alone(workdir):
-    main_baseline.main([*TINY, "--lnl_methods", "TURN", "finetune=true", "epochs=1", "warmup=1", "output_dir=probe"])
+class Stopped(Exception):
+    """Stands for whatever ends a run between two epochs."""
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """Run a main that is stopped once epoch n is complete and saved."""
+    from utils.run import Run
+
+    saved = Run.end_epoch
+
+    def run(main, argv: list[str], last: int) -> None:
+        def end_epoch(self, epoch, parts, metrics):
+            saved(self, epoch, parts, metrics)
+            if epoch == last:
+                raise Stopped
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "end_epoch", end_epoch)
+            with pytest.raises(Stopped):
+                main(argv)
+
+    return run
+
+
+def test_linear_probing_of_turn_leaves_the_backbone_alone(workdir, stop_after):
+    turn = [*TINY, "--lnl_methods", "TURN", "finetune=true", "epochs=2", "warmup=1", "output_dir=probe"]
+    stop_after(main_baseline.main, turn, 1)
     main_baseline.main([*TINY, "--lnl_methods", "GCE", "finetune=true", "epochs=1", "output_dir=full", "lr=0"])
     probed, untouched = (
         torch.load(f"{f}/checkpoint.pt", weights_only=True)["parts"]["model"] for f in ("probe", "full")
     )
     for name, value in probed.items():
         assert torch.equal(value, untouched[name]) == (not name.startswith("head")), name
+
+
+def test_resuming_with_another_selected_set_or_script_is_refused(workdir, fails, stop_after):
+    np.save("a.npy", np.arange(1297) % 3 > 0)
+    np.save("b.npy", np.arange(1297) % 3 > 1)
+    common = [*TINY, "max_steps=1", "output_dir=run"]
+    stop_after(main_phase2.main, [*common, "clean_set=a.npy"], 1)
+    Path("b.npy").replace("a.npy")
+    before = Path("run/config.yaml").read_bytes(), Path("run/env.json").read_bytes()
+    assert "has selected_set = " in fails(main_phase2.main, *common, "clean_set=a.npy", "--resume")
+    assert "has script = main_phase2" in fails(main_baseline.main, *common, "--resume")
+    assert before == (Path("run/config.yaml").read_bytes(), Path("run/env.json").read_bytes())
+
+
+def test_a_new_run_leaves_nothing_of_the_old_one(workdir):
+    common = [*TINY, "max_steps=2", "output_dir=run"]
+    main_baseline.main([*common, "--lnl_methods", "GMM"])
+    assert Path("run/samples.csv").exists()
+    main_baseline.main([*common, "--lnl_methods", "CE"])
+    assert not list(Path("run").glob("samples.csv")) + list(Path("run").glob("clean_set.*"))
 
 
 @pytest.mark.parametrize("strategy", ["small_loss", "label_match"])

@@ -28,6 +28,23 @@ def clean_set_path(cfg: Config) -> Path:
     return Path("phase1") / cfg.dataset / f"{cfg.noise_tag}.pt"
 
 
+def writable_clean_set(path: Path) -> Path:
+    """`path`, if a selected set can be written there; asked before the training, not after it.
+
+    Raises:
+        UserError: another suffix than .pt, or a folder that cannot be made.
+    """
+    if path.suffix != ".pt":
+        raise UserError(f"clean_set={path}: the selected set is written as a tensor, so its name must end in .pt")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"clean_set={path}: {path.parent} is no folder that can be written ({error.strerror})"
+        ) from None
+    return path
+
+
 def save_clean_set(path: Path, selected: Tensor, fingerprint: Fingerprint, *, rule: str, seed: int) -> None:
     """Write the selected set, bool [N], and beside it a .json that says what it belongs to."""
     selected = selected.cpu().contiguous()
@@ -36,11 +53,14 @@ def save_clean_set(path: Path, selected: Tensor, fingerprint: Fingerprint, *, ru
         "rule": rule,
         "seed": seed,
         "n_selected": int(selected.sum()),
-        "mask_sha256": _mask_sha256(selected),
+        "mask_sha256": mask_sha256(selected),
     }
     # Without its .json a set is taken as it is; so the old .json goes first and the new one comes last.
     facts_path = path.with_suffix(".json")
-    facts_path.unlink(missing_ok=True)
+    try:
+        facts_path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{facts_path}: cannot be replaced ({error.strerror}); choose another clean_set") from None
     write_atomically(path, lambda file: torch.save(selected, file))
     write_text(facts_path, json.dumps(facts, indent=1) + "\n")
 
@@ -90,8 +110,11 @@ def _read_ids(path: Path, ids: list[str]) -> Tensor:
         rows = [row for row in csv.reader(file) if row]
     column = 0
     if rows and "sample_id" in rows[0]:
-        column = rows[0].index("sample_id")
-        rows = rows[1:]
+        header, rows = rows[0], rows[1:]
+        column = header.index("sample_id")
+        if "is_clean" in header:  # a whole samples.csv, not a list of the selected
+            verdict = header.index("is_clean")
+            rows = [row for row in rows if row[verdict].strip().lower() in ("true", "1")]
     number = {name: i for i, name in enumerate(ids)}
     selected = torch.zeros(len(ids), dtype=torch.bool)
     for row in rows:
@@ -109,7 +132,7 @@ def _check_facts(path: Path, selected: Tensor, fingerprint: Fingerprint) -> None
         return
     try:
         facts = json.loads(facts_path.read_text(encoding="utf-8"))
-        same_mask = facts["mask_sha256"] == _mask_sha256(selected)
+        same_mask = facts["mask_sha256"] == mask_sha256(selected)
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{facts_path} is damaged: run phase 1 again, or delete it to take {path} as it is") from None
     if not same_mask:
@@ -125,5 +148,6 @@ def _check_facts(path: Path, selected: Tensor, fingerprint: Fingerprint) -> None
             )
 
 
-def _mask_sha256(selected: Tensor) -> str:
+def mask_sha256(selected: Tensor) -> str:
+    """Hash of a selected set, bool [N]."""
     return hashlib.sha256(np.packbits(selected.numpy()).tobytes()).hexdigest()

@@ -107,7 +107,7 @@ class Config:
     max_steps: int = key(0, "at most this many batches in each pass over data, for trying things out; 0 = all", low=0)
 
     # Machine
-    seed: int = key(0, "seed of everything that chance decides", low=0)
+    seed: int = key(0, "seed of everything that chance decides", low=0, high=2**32 - 2)
     device: str = key(
         "auto", "auto (CUDA, then MPS, then CPU), cuda, mps or cpu", choices=("auto", "cuda", "mps", "cpu")
     )
@@ -213,7 +213,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such settings file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # also what is no UTF-8, or no date
         raise UserError(f"{path}: cannot be read as a settings file ({error})") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -235,7 +235,7 @@ def _from_text(name: str, text: str) -> Any:
             return text
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # 2020-13-45 is no date
         return text
 
 

@@ -27,9 +27,9 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}); free some space or choose another folder"
+            f"{path}: cannot be written ({getattr(error, 'strerror', None) or str(error).splitlines()[0]}); free some space or choose another folder"
         ) from None
     finally:
         if temporary:

@@ -55,7 +55,7 @@ def symmetric_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 def generalised_cross_entropy(logits: Tensor, targets: Tensor, q: float = 0.7) -> Tensor:
     """GCE of each sample, [B]: (1 - p_y^q) / q (Zhang and Sabuncu, 2018)."""
-    p = logits.softmax(dim=-1).gather(1, targets[:, None])[:, 0]
+    p = logits.softmax(dim=-1).gather(1, targets[:, None])[:, 0].clamp(min=1e-7)  # p^q has no finite slope at 0
     return (1 - p**q) / q
 
 

@@ -39,13 +39,25 @@ FREE_ON_RESUME = {
     "num_workers",
     "noise_file",
 }
+# What an earlier run may have left in the folder.
+OUTPUTS = (
+    "log.txt",
+    "checkpoint.pt",
+    "summary.json",
+    "samples.csv",
+    "unreadable.csv",
+    "clean_set.pt",
+    "clean_set.json",
+)
 
 
 class Run:
     """One training run and its folder. Use `start_run`."""
 
-    def __init__(self, cfg: Config, script: str, device: torch.device) -> None:
+    def __init__(self, cfg: Config, script: str, device: torch.device, inputs: dict[str, Any]) -> None:
         self.cfg, self.script, self.device = cfg, script, device
+        settings = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in FREE_ON_RESUME}
+        self.identity = {"script": script, **settings, **inputs}
         self.folder = run_folder(cfg, script)
         self.autocast_dtype, self.half_weights = _precision(cfg, device)
         self.scaler = torch.amp.GradScaler(
@@ -80,9 +92,10 @@ class Run:
         path = self.folder / "checkpoint.pt"
         if self.cfg.resume and path.is_file():
             saved = read_checkpoint(path)
-            self._same_settings(saved["facts"]["config"])
             restore(parts, saved["parts"])
-            self.scaler.load_state_dict(saved["facts"]["scaler"])
+            if saved["facts"]["scaler"]:  # empty where the device needed no scaling
+                self.scaler.load_state_dict(saved["facts"]["scaler"])
+            self.started -= saved["facts"]["seconds"]
             self.history = saved["facts"]["history"]
             self.say(f"going on after epoch {len(self.history)} of {path}")
         elif self.cfg.resume:
@@ -93,7 +106,12 @@ class Run:
     def end_epoch(self, epoch: int, parts: dict[str, Any], metrics: dict[str, float]) -> None:
         """Log the epoch's metrics and save everything needed to go on from here."""
         self.history.append({"epoch": epoch, **metrics})
-        facts = {"config": dataclasses.asdict(self.cfg), "scaler": self.scaler.state_dict(), "history": self.history}
+        facts = {
+            "identity": self.identity,
+            "scaler": self.scaler.state_dict(),
+            "history": self.history,
+            "seconds": time.perf_counter() - self.started,
+        }
         save_checkpoint(self.folder / "checkpoint.pt", parts, facts)
         self._write_history()
         shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
@@ -126,9 +144,14 @@ class Run:
             result |= {f"best_{label}": max(values), f"last_{label}": values[-1]}
         return result
 
-    def _same_settings(self, saved: dict[str, Any]) -> None:
-        for name, value in dataclasses.asdict(self.cfg).items():
-            if name not in FREE_ON_RESUME and saved.get(name) != value:
+    def check_resumable(self) -> None:
+        """Refuse to go on from the checkpoint of another script, other settings or other data."""
+        path = self.folder / "checkpoint.pt"
+        if not (self.cfg.resume and path.is_file()):
+            return
+        saved = read_checkpoint(path)["facts"]["identity"]
+        for name, value in self.identity.items():
+            if saved.get(name) != value:
                 raise UserError(
                     f"--resume: the run in {self.folder} has {name} = {saved.get(name)}, these settings have {value}; use the same, or another output_dir"
                 )
@@ -137,16 +160,20 @@ class Run:
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
 
 
-def start_run(cfg: Config, script: str) -> Run:
+def start_run(cfg: Config, script: str, inputs: dict[str, Any]) -> Run:
     """Choose the device, make the run folder, and write settings and environment into it.
 
+    Args:
+        inputs: fingerprints of what the run reads; a resumed run must read the same.
+
     Raises:
-        UserError: a device that is not there, or a folder that cannot be written.
+        UserError: a device that is not there, a folder that cannot be written, a checkpoint of another run.
     """
-    run = Run(cfg, script, choose_device(cfg))
+    run = Run(cfg, script, choose_device(cfg), inputs)
+    run.check_resumable()
     write_text(run.folder / "config.yaml", dump_config(cfg))
     if not cfg.resume:
-        for name in ("log.txt", "checkpoint.pt", "summary.json"):
+        for name in OUTPUTS:
             (run.folder / name).unlink(missing_ok=True)
     write_text(run.folder / "env.json", json.dumps(_environment(run.device), indent=1) + "\n")
     run.say(
@@ -188,7 +215,8 @@ def _precision(cfg: Config, device: torch.device) -> tuple[torch.dtype | None, b
         return None, False
     if cfg.prec == "fp16":
         return None, True
-    return (torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float16), False
+    native = device.type == "cuda" and torch.cuda.get_device_properties(device).major >= 8  # older cards emulate it
+    return (torch.bfloat16 if native else torch.float16), False
 
 
 def _environment(device: torch.device) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
+from utils.errors import UserError
+
 
 def above_half(p_clean: Tensor, targets: Tensor) -> Tensor:
     """Eq. 6: p_clean of the given label above one half. [B, C] and [B] -> bool [B]."""
@@ -34,6 +36,8 @@ def forget_rate(epoch: int, *, ratio: float, warmup: int) -> float:
 
 def mixture_posterior(losses: Tensor, *, seed: int) -> Tensor:
     """Posterior of the lower-mean component of a two-Gaussian mixture over min-max scaled losses. [N] -> [N]."""
+    if not torch.isfinite(losses).all():
+        raise UserError("the losses of the train set are no longer finite, so nothing can be selected: lower lr")
     x = losses.cpu().double().numpy()[:, None]
     x = (x - x.min()) / max(x.max() - x.min(), 1e-12)
     mixture = GaussianMixture(2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=seed)
