@@ -6,14 +6,12 @@ config/PEFT (the paper's Table 10).
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from datasets import Batch, build_data, build_loaders
 from models import build_classifier, parameter_table
-from utils.clean_set import writable_clean_set
+from utils.clean_set import clean_set_path, writable_clean_set
 from utils.config import Config, load_config
 from utils.engine import build_optimizer, build_schedule, evaluate, train_one_epoch
 from utils.errors import UserError, cli
@@ -39,7 +37,7 @@ def train_baseline(cfg: Config, script: str, *, schedule: str) -> dict:
             f"{cfg.lnl_methods} selects after the warm-up: epochs = {cfg.epochs} must be above warmup = {cfg.warmup}"
         )
     run = start_run(cfg, script, data.train.fingerprint())
-    path = Path(cfg.clean_set) if cfg.clean_set else run.folder / "clean_set.pt"  # phase1/ is DeFT's
+    path = clean_set_path(cfg, run.folder)
     if selects:
         writable_clean_set(path)
     run.say(parameter_table(model))

@@ -6,13 +6,11 @@ losses. Label-match trains nothing: a label is clean when CLIP predicts it.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from torch import Tensor, nn
 
 from datasets import Batch, Data, Loader, build_data, build_loaders
 from models import build_classifier, build_zero_shot, parameter_table
-from utils.clean_set import writable_clean_set
+from utils.clean_set import clean_set_path, writable_clean_set
 from utils.config import Config, load_config
 from utils.engine import build_optimizer, build_schedule, evaluate, map_batches, train_one_epoch
 from utils.errors import cli
@@ -33,9 +31,7 @@ def main(argv: list[str] | None = None) -> dict:
     }[cfg.strategy]
     model = build(cfg, data.class_names)
     run = start_run(cfg, "main_small_loss", data.train.fingerprint())
-    path = writable_clean_set(
-        Path(cfg.clean_set) if cfg.clean_set else run.folder / "clean_set.pt"
-    )  # phase1/ is DeFT's
+    path = writable_clean_set(clean_set_path(cfg, run.folder))
     run.say(parameter_table(model))
     verdicts, loaders = find(cfg, run, data, run.place(model))
     summary = report_selection(run, data, verdicts, path, rule=cfg.strategy)

@@ -11,8 +11,24 @@ from models.prompts import TextTower, encode_text
 from utils.config import Config
 
 
-class Classifier(nn.Module):
-    """CLIP's image tower and a new linear head on its class token after ln_post: images -> logits [B, C]."""
+class LinearHead(nn.Module):
+    """A backbone's features [B, width] and a new linear head: images -> logits [B, C]. Subclasses give `features`."""
+
+    head: nn.Linear
+
+    def features(self, images: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.features(images))
+
+    def probe(self, images: Tensor) -> Tensor:
+        """The same logits, but only the head learns from them (linear probing)."""
+        return self.head(self.features(images).detach())
+
+
+class Classifier(LinearHead):
+    """CLIP's image tower and a linear head on its class token after ln_post."""
 
     def __init__(self, clip: nn.Module, cfg: Config, n_classes: int) -> None:
         super().__init__()
@@ -22,12 +38,8 @@ class Classifier(nn.Module):
         self.statistics = None  # as in the paper, images are normalised by the data set's own
         self.head = nn.Linear(clip.visual.conv1.out_channels, n_classes)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.tower(images))
-
-    def probe(self, images: Tensor) -> Tensor:
-        """The same logits, but only the head learns from them (linear probing)."""
-        return self.head(self.tower(images).detach())
+    def features(self, images: Tensor) -> Tensor:
+        return self.tower(images)
 
 
 class ZeroShot(nn.Module):

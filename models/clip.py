@@ -45,7 +45,7 @@ def load_clip(cfg: Config) -> tuple[nn.Module, Tokenizer]:
     clip = _build(name, model_cfg, seed=cfg.seed)
     state = _weights(cfg, name)
     if state is not None:
-        _load_weights(clip, state, what=f"pretrained={cfg.pretrained}", backbone=cfg.backbone)
+        _load_weights(clip, state, cfg)
     return clip.float().eval().requires_grad_(False), _tokenizer(model_cfg)
 
 
@@ -207,24 +207,30 @@ def _read_torch_file(path: Path) -> dict[str, Any]:
             return dict(torch.jit.load(os.fspath(path), map_location="cpu").state_dict())
 
 
-def _load_weights(clip: nn.Module, state: dict[str, Tensor], *, what: str, backbone: str) -> None:
+def _load_weights(clip: nn.Module, state: dict[str, Tensor], cfg: Config) -> None:
     state = {k: v.float() for k, v in state.items() if k not in ("attn_mask", "text.attn_mask")}
-    own = clip.state_dict()
     if state.get("visual.positional_embedding", torch.empty(0)).ndim == 2:
         open_clip.model.resize_pos_embed(state, clip)
+    require_same_architecture(clip.state_dict(), state, cfg)
+    clip.load_state_dict(state)
+
+
+def require_same_architecture(own: dict[str, Tensor], state: dict[str, Tensor], cfg: Config) -> None:
+    """Refuse weights `state` whose names or shapes are not those of the model's `own`."""
     missing = [k for k in own if k not in state]
     foreign = [k for k in state if k not in own]
     wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
-    if missing or foreign or wrong:
-        example = (
-            f"{wrong[0]} is {list(state[wrong[0]].shape)} there and {list(own[wrong[0]].shape)} here"
-            if wrong
-            else f"it lacks {missing[0]}"
-            if missing
-            else f"it has {foreign[0]}"
-        )
-        raise UserError(f"{what}: weights of another architecture than backbone {backbone}: {example}")
-    clip.load_state_dict(state)
+    if wrong:
+        example = f"{wrong[0]} is {list(state[wrong[0]].shape)} there and {list(own[wrong[0]].shape)} here"
+    elif missing:
+        example = f"it lacks {missing[0]}"
+    elif foreign:
+        example = f"it has {foreign[0]}"
+    else:
+        return
+    raise UserError(
+        f"pretrained={cfg.pretrained}: weights of another architecture than backbone {cfg.backbone}: {example}"
+    )
 
 
 def _tokenizer(model_cfg: dict[str, Any]) -> Tokenizer:

@@ -7,7 +7,8 @@ from pathlib import Path
 import timm
 from torch import Tensor, nn
 
-from models.clip import quiet_hub, read_state_dict
+from models.classifier import LinearHead
+from models.clip import quiet_hub, read_state_dict, require_same_architecture
 from utils.config import Config
 from utils.errors import UserError
 
@@ -26,8 +27,8 @@ def is_timm_name(backbone: str) -> bool:
     return backbone in TABLE4 or timm.is_model(backbone)
 
 
-class TimmClassifier(nn.Module):
-    """A timm backbone with a new linear head on its pooled feature: images -> logits [B, C].
+class TimmClassifier(LinearHead):
+    """A timm backbone with a linear head on its pooled feature.
 
     `finetune` trains all of it, else only the head learns. `statistics` are the mean and standard deviation that the
     backbone's weights were trained with.
@@ -44,12 +45,8 @@ class TimmClassifier(nn.Module):
         self.image_size = cfg.resolution or facts["input_size"][-1]
         self.statistics = (tuple(facts["mean"]), tuple(facts["std"]))
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.tower(images.to(self.head.weight.dtype)))
-
-    def probe(self, images: Tensor) -> Tensor:
-        """The same logits, but only the head learns from them (linear probing)."""
-        return self.head(self.tower(images.to(self.head.weight.dtype)).detach())
+    def features(self, images: Tensor) -> Tensor:
+        return self.tower(images.to(self.head.weight.dtype))
 
 
 def _load(cfg: Config) -> nn.Module:
@@ -78,14 +75,7 @@ def _load(cfg: Config) -> nn.Module:
 
 
 def _load_file(tower: nn.Module, cfg: Config) -> None:
-    state = read_state_dict(Path(cfg.pretrained))
-    own = tower.state_dict()
-    # The file's own classifier goes: the head here is new.
-    missing = [k for k in own if k not in state]
-    wrong = [k for k in own if k in state and state[k].shape != own[k].shape]
-    if missing or wrong:
-        example = f"it lacks {missing[0]}" if missing else f"{wrong[0]} is {list(state[wrong[0]].shape)} there"
-        raise UserError(
-            f"pretrained={cfg.pretrained}: weights of another architecture than backbone {cfg.backbone}: {example}"
-        )
-    tower.load_state_dict({k: state[k] for k in own})
+    state, own = read_state_dict(Path(cfg.pretrained)), tower.state_dict()
+    state = {k: v for k, v in state.items() if k in own}  # the file's own classifier goes: the head here is new
+    require_same_architecture(own, state, cfg)
+    tower.load_state_dict(state)

@@ -204,6 +204,17 @@ def stop_after(monkeypatch):
     return run
 
 
+@pytest.mark.parametrize("name", ["clean_set.pt", "samples.csv"])
+def test_a_new_run_keeps_the_selected_set_that_it_reads(workdir, name):
+    common = [*TINY, "max_steps=2", "output_dir=run"]
+    main_baseline.main([*common, "--lnl_methods", "GMM"])
+    before = Path(f"run/{name}").read_bytes()
+    for _ in range(2):
+        main_phase2.main([*common, f"clean_set=run/{name}"])
+    assert Path(f"run/{name}").read_bytes() == before
+    assert Path("run/clean_set.json").exists() == (name == "clean_set.pt")
+
+
 def test_linear_probing_of_turn_leaves_the_backbone_alone(workdir, stop_after):
     turn = [*TINY, "--lnl_methods", "TURN", "finetune=true", "epochs=2", "warmup=1", "output_dir=probe"]
     stop_after(main_baseline.main, turn, 1)

@@ -19,10 +19,16 @@ from utils.files import write_atomically, write_text
 Fingerprint = dict[str, Any]
 
 
-def clean_set_path(cfg: Config) -> Path:
-    """Where the selected set lies: `clean_set`, or the paper's place."""
+def clean_set_path(cfg: Config, folder: Path | None = None) -> Path:
+    """Where the selected set lies: `clean_set`, or the paper's place.
+
+    Args:
+        folder: the run folder of a baseline, whose set lies there: the paper's place is DeFT's.
+    """
     if cfg.clean_set:
         return Path(cfg.clean_set)
+    if folder is not None:
+        return folder / "clean_set.pt"
     if cfg.dataset in REAL_NOISE:
         return Path("phase1") / f"{cfg.dataset}.pt"
     return Path("phase1") / cfg.dataset / f"{cfg.noise_tag}.pt"

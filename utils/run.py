@@ -65,6 +65,7 @@ class Run:
         )
         self.started = time.perf_counter()
         self.history: list[dict[str, Any]] = []
+        self.saved: dict[str, Any] | None = None  # the checkpoint to go on from, until `epochs` has taken it
 
     @property
     def precision(self) -> str:
@@ -89,15 +90,14 @@ class Run:
 
     def epochs(self, parts: dict[str, Any]) -> Iterator[int]:
         """Epoch numbers from 1, or from where the checkpoint ends; brings `parts` into the saved state first."""
-        path = self.folder / "checkpoint.pt"
-        if self.cfg.resume and path.is_file():
-            saved = read_checkpoint(path)
+        saved, self.saved = self.saved, None
+        if saved is not None:
             restore(parts, saved["parts"])
             if saved["facts"]["scaler"]:  # empty where the device needed no scaling
                 self.scaler.load_state_dict(saved["facts"]["scaler"])
             self.started -= saved["facts"]["seconds"]
             self.history = saved["facts"]["history"]
-            self.say(f"going on after epoch {len(self.history)} of {path}")
+            self.say(f"going on after epoch {len(self.history)} of {self.folder / 'checkpoint.pt'}")
         elif self.cfg.resume:
             self.say(f"no checkpoint in {self.folder}: starting from the beginning")
         self._write_history()
@@ -144,16 +144,17 @@ class Run:
             result |= {f"best_{label}": max(values), f"last_{label}": values[-1]}
         return result
 
-    def check_resumable(self) -> None:
-        """Refuse to go on from the checkpoint of another script, other settings or other data."""
+    def read_saved(self) -> None:
+        """Read the checkpoint that `--resume` asks for; refuse one of another script, other settings or other data."""
         path = self.folder / "checkpoint.pt"
         if not (self.cfg.resume and path.is_file()):
             return
-        saved = read_checkpoint(path)["facts"]["identity"]
+        self.saved = read_checkpoint(path)
+        identity = self.saved["facts"]["identity"]
         for name, value in self.identity.items():
-            if saved.get(name) != value:
+            if identity.get(name) != value:
                 raise UserError(
-                    f"--resume: the run in {self.folder} has {name} = {saved.get(name)}, these settings have {value}; use the same, or another output_dir"
+                    f"--resume: the run in {self.folder} has {name} = {identity.get(name)}, these settings have {value}; use the same, or another output_dir"
                 )
 
     def _write_history(self) -> None:
@@ -170,11 +171,13 @@ def start_run(cfg: Config, script: str, inputs: dict[str, Any]) -> Run:
         UserError: a device that is not there, a folder that cannot be written, a checkpoint of another run.
     """
     run = Run(cfg, script, choose_device(cfg), inputs)
-    run.check_resumable()
+    run.read_saved()
     write_text(run.folder / "config.yaml", dump_config(cfg))
     if not cfg.resume:
-        for name in OUTPUTS:
-            (run.folder / name).unlink(missing_ok=True)
+        read = Path(cfg.clean_set).resolve() if cfg.clean_set else None  # phase 2 may read it from this very folder
+        for path in (run.folder / name for name in OUTPUTS):
+            if read is None or path.resolve() not in (read, read.with_suffix(".json")):
+                path.unlink(missing_ok=True)
     write_text(run.folder / "env.json", json.dumps(_environment(run.device), indent=1) + "\n")
     run.say(
         f"{script}: {cfg.dataset}, {cfg.noise_tag}, seed {cfg.seed}, {cfg.backbone} on {run.device}, {run.precision} -> {run.folder}"
