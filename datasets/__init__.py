@@ -24,6 +24,7 @@ from datasets.tiny_imagenet import read_tiny_imagenet
 from datasets.transforms import RECIPES
 from datasets.webvision import read_webvision
 from utils.config import Config
+from utils.distributed import first_process_first
 from utils.errors import UserError
 
 __all__ = ["Batch", "Data", "Loader", "NoisyImages", "build_data", "build_loaders"]
@@ -35,7 +36,8 @@ def build_data(cfg: Config) -> Data:
     Raises:
         UserError: missing or damaged files, wrong class names, a noise file of other labels.
     """
-    return BUILDERS[cfg.dataset](cfg)
+    with first_process_first():
+        return BUILDERS[cfg.dataset](cfg)
 
 
 def build_loaders(cfg: Config, data: Data, model: Any, device: torch.device) -> tuple[Loader, dict[str, Loader]]:
