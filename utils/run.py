@@ -38,6 +38,8 @@ FREE_ON_RESUME = {
     "data_root",
     "download",
     "num_workers",
+    "cache",
+    "cache_dir",
     "noise_file",
 }
 # What an earlier run may have left in the folder.
