@@ -71,7 +71,7 @@ def tiny_detector(names: list[str], **settings) -> Detector:
 def full_sequences(detector: Detector) -> tuple[Tensor, Tensor]:
     """The features as the paper has them: all 77 tokens of every prompt, explicit attention."""
     text, prompts = detector.text, detector.prompts
-    mask = torch.full((77, 77), -torch.inf).triu(1)
+    mask = torch.full((77, 77), -torch.inf, dtype=torch.float64).triu(1)
 
     def encode(ctx: Tensor) -> Tensor:
         x = prompts.sequences(ctx)
@@ -89,8 +89,8 @@ def full_sequences(detector: Detector) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
 @pytest.mark.parametrize("chunk", [0, 2])
 def test_text_features_are_those_of_full_sequences(workdir, position, chunk):
-    detector = tiny_detector(NAMES, class_token_position=position, text_chunk=chunk)
-    weight = torch.randn(2, len(NAMES), 16, generator=torch.Generator().manual_seed(0))
+    detector = tiny_detector(NAMES, class_token_position=position, text_chunk=chunk).double()
+    weight = torch.randn(2, len(NAMES), 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     results = []
     for encode in (detector.text_features, lambda: full_sequences(detector)):
         detector.zero_grad()
@@ -98,7 +98,7 @@ def test_text_features_are_those_of_full_sequences(workdir, position, chunk):
         (features * weight).sum().backward()
         results.append((features.detach(), detector.prompts.pos_ctx.grad, detector.prompts.neg_ctx.grad))
     for ours, plain in zip(*results):
-        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9)
     assert results[0][1].abs().max() > 0
 
 
