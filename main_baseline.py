@@ -16,6 +16,7 @@ from utils.config import Config, load_config
 from utils.engine import build_optimizer, build_schedule, evaluate, train_one_epoch
 from utils.errors import UserError, cli
 from utils.gmm import judge_by_mixture
+from utils.guards import warn_of_collapse
 from utils.losses import Criterion, generalised_cross_entropy, masked_mean
 from utils.report import report_selection, report_unreadable
 from utils.run import start_run
@@ -53,11 +54,13 @@ def train_baseline(cfg: Config, script: str, *, schedule: str) -> dict:
         "schedule": learning_rate,
         "criterion": criterion,
         "verdicts": verdicts,
+        "train": train,
+        **tests,
     }
 
     for epoch in run.epochs(parts):
         warming_up = epoch <= cfg.warmup
-        if selects and not warming_up:
+        if selects and not warming_up and not run.is_inside(epoch):
             judge_by_mixture(model, train, verdicts, run)
         trained_on = verdicts.selected.clone() if selects and not warming_up else torch.ones_like(verdicts.selected)
         only = None if has_batch_statistics(model) else trained_on.cpu()  # the others count for nothing
@@ -69,6 +72,8 @@ def train_baseline(cfg: Config, script: str, *, schedule: str) -> dict:
             quality = verdicts.batch_quality(batch.drawn, trained_on[batch.drawn]) if selects else {}
             return masked_mean(losses, trained_on[batch.index]), quality
 
+        if selects:
+            warn_of_collapse(run, epoch, 100 * float(trained_on.float().mean()))
         metrics = train_one_epoch(model, train, step, optimizer, run, epoch, only=only)
         metrics |= evaluate(model, tests, model, run)
         learning_rate.step()

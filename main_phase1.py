@@ -17,6 +17,7 @@ from utils.clean_set import clean_set_path, writable_clean_set
 from utils.config import Config, load_config
 from utils.engine import build_optimizer, build_schedule, evaluate, train_one_epoch
 from utils.errors import cli
+from utils.guards import warn_of_collapse
 from utils.losses import clean_probability, complementary_labels, cross_entropy, dual_prompt_loss, masked_mean
 from utils.report import report_selection, report_unreadable
 from utils.run import start_run
@@ -79,7 +80,14 @@ def detect(cfg: Config, script: str, method: Callable[..., dict[str, Tensor]], *
     optimizer = build_optimizer(cfg, detector)
     learning_rate = build_schedule(cfg.lr_schedule or schedule, optimizer, cfg.epochs)
     verdicts = Verdicts(len(data.train), data.train.is_clean).to(run.device)
-    parts = {"detector": detector, "optimizer": optimizer, "schedule": learning_rate, "verdicts": verdicts}
+    parts = {
+        "detector": detector,
+        "optimizer": optimizer,
+        "schedule": learning_rate,
+        "verdicts": verdicts,
+        "train": train,
+        **tests,
+    }
 
     for epoch in run.epochs(parts):
 
@@ -89,10 +97,12 @@ def detect(cfg: Config, script: str, method: Callable[..., dict[str, Tensor]], *
             if epoch == cfg.epochs:
                 verdicts.record(batch.index, selected=out["selected"], score=out["score"], suggested=out["suggested"])
             quality = verdicts.batch_quality(batch.index, out["selected"])
-            return out["loss"], {"loss_dp": out["loss_dp"], "loss_sim": out["loss_sim"], **quality}
+            share = 100 * out["selected"].float().mean()
+            return out["loss"], {"loss_dp": out["loss_dp"], "loss_sim": out["loss_sim"], "selected": share, **quality}
 
         n_classes = len(data.class_names)
         metrics = train_one_epoch(detector, train, step, optimizer, run, epoch)
+        warn_of_collapse(run, epoch, metrics["selected"])
         with torch.no_grad(), run.autocast():
             text = detector.text_features()
         metrics |= evaluate(detector, tests, lambda images: detector(images, text)[0], run)

@@ -37,7 +37,7 @@ def adapt(cfg: Config, script: str, *, schedule: str) -> dict:
     # where a sample's output does not depend on them.
     only = None if has_batch_statistics(model) else selected
     selected = selected.to(run.device)
-    parts = {"model": model, "optimizer": optimizer, "schedule": learning_rate}
+    parts = {"model": model, "optimizer": optimizer, "schedule": learning_rate, "train": train, **tests}
 
     for epoch in run.epochs(parts):
 

@@ -45,7 +45,14 @@ def small_loss(cfg: Config, run: Run, data: Data, model: nn.Module) -> tuple[Ver
     optimizer = build_optimizer(cfg, model)
     schedule = build_schedule(cfg.lr_schedule or "cosine", optimizer, cfg.epochs)
     verdicts = Verdicts(len(data.train), data.train.is_clean).to(run.device)
-    parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "verdicts": verdicts}
+    parts = {
+        "model": model,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "verdicts": verdicts,
+        "train": train,
+        **tests,
+    }
 
     for epoch in run.epochs(parts):
         rate = forget_rate(epoch, ratio=cfg.noise_ratio, warmup=cfg.warmup)
@@ -82,7 +89,9 @@ def label_match(cfg: Config, run: Run, data: Data, model: nn.Module) -> tuple[Ve
         return batch.index
 
     map_batches(model, train, judge, run, title="label-match")
-    run.end_epoch(1, {"verdicts": verdicts}, {**quality.read(), **evaluate(model, tests, model, run)})
+    run.end_epoch(
+        1, {"verdicts": verdicts, "train": train, **tests}, {**quality.read(), **evaluate(model, tests, model, run)}
+    )
     return verdicts, {"train": train, **tests}
 
 

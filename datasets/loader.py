@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -76,22 +77,33 @@ class Loader:
         """Batches a pass."""
         return self.n_batches
 
-    def shuffled(self, epoch: int, only: Tensor | None = None) -> Iterator[Batch]:
+    def shuffled(self, epoch: int, only: Tensor | None = None, *, skip: int = 0) -> Iterator[Batch]:
         """One epoch of training: random order, training transforms.
 
         Args:
             only: bool [N]; the other samples are drawn, but left out of their batches. A batch may end up empty.
+            skip: leave out so many batches at the beginning, which a stopped run had behind it.
         """
         order = torch.randperm(len(self.data), generator=generator("order", self.seed, epoch))
-        return self._batches(order, epoch, only)
+        return self._batches(order, epoch, only, skip)
 
     def ordered(self) -> Iterator[Batch]:
         """One pass in order, with test transforms."""
-        return self._batches(torch.arange(len(self.data)), None, None)
+        return self._batches(torch.arange(len(self.data)), None, None, 0)
 
-    def _batches(self, order: Tensor, epoch: int | None, only: Tensor | None) -> Iterator[Batch]:
-        drawn = order.split(self.batch_size)[: self.n_batches]
+    def state_dict(self) -> dict[str, dict[int, str]]:
+        """What a resumed run must know: the images that were left out."""
+        return {"unreadable": dict(self.unreadable)}
+
+    def load_state_dict(self, state: dict[str, dict[int, str]]) -> None:
+        """Go on from a saved state."""
+        self.unreadable = dict(state["unreadable"])
+
+    def _batches(self, order: Tensor, epoch: int | None, only: Tensor | None, skip: int) -> Iterator[Batch]:
+        drawn = order.split(self.batch_size)[skip : self.n_batches]
         index = drawn if only is None else [part[only.cpu()[part]] for part in drawn]
+        if not drawn:
+            return iter(())
         if not self.in_memory:
             return self._from_files(drawn, index, epoch)
         return self._from_memory(self._on_device(drawn), self._on_device(index), epoch)
@@ -121,6 +133,7 @@ class Loader:
             collate_fn=unchanged,
             num_workers=num_workers,
             pin_memory=pins_memory(self.device),
+            worker_init_fn=_leave_signals_to_the_parent,
             generator=torch.Generator(),  # DataLoader draws a seed for its workers: not from torch's global stream
             **workers,
         )
@@ -158,6 +171,12 @@ def worker_count(num_workers: int, n_batches: int) -> int:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         num_workers = min(max(1, cores // processes_here()), 16)
     return min(num_workers, n_batches)
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """A terminal and a scheduler send signals to all processes; the parent still needs its workers to finish a step."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _explained(reader: DataLoader) -> Iterator[Any]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import VisionTransformer
+from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
 
 from models.memory import in_parts, recomputed
@@ -141,7 +141,9 @@ def _heads(block: nn.Module, x: Tensor, adapters: BlockAdapters | None) -> list[
 
 
 def _mlp(mlp: nn.Sequential, x: Tensor, adapters: BlockAdapters | None) -> Tensor:
-    hidden = mlp.gelu(_ssf(adapters, "mlp_in", mlp.c_fc(x)))
+    hidden = _ssf(adapters, "mlp_in", mlp.c_fc(x))
+    # QuickGELU, x sigmoid(1.702 x), is a scaled SiLU, which keeps one tensor for the way back instead of two.
+    hidden = F.silu(1.702 * hidden) / 1.702 if isinstance(mlp.gelu, QuickGELU) else mlp.gelu(hidden)
     return _ssf(adapters, "mlp_out", mlp.c_proj(hidden))
 
 

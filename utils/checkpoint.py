@@ -1,38 +1,53 @@
-"""What a run must know to go on: saved after every epoch, complete or not at all."""
+"""What a run must know to go on: saved complete or not at all, and checked when it is read."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from utils.distributed import rank
 from utils.errors import UserError
 from utils.files import write_atomically
 
 State = dict[str, Any]
+FORMAT = 2  # counts up whenever an older checkpoint could no longer be read rightly
 
 
 def save_checkpoint(path: Path, parts: State, facts: State) -> None:
-    """Write the state of `parts` (modules, optimisers, schedules) and plain `facts`."""
-    content = {"parts": {name: _state(part) for name, part in parts.items()}, "facts": facts}
-    write_atomically(path, lambda file: torch.save(content, file))
+    """Write the state of `parts` (modules, optimisers, schedules) and plain `facts`; keep the checkpoint before it."""
+    content = {"format": FORMAT, "parts": {name: _state(part) for name, part in parts.items()}, "facts": facts}
+    content["sha256"] = _digest(content)
+    write_atomically(path, lambda file: torch.save(content, file), before=lambda: _keep(path))
+
+
+def previous(path: Path) -> Path:
+    """Where the checkpoint before the one at `path` lies."""
+    return path.with_name(f"{path.stem}-previous{path.suffix}")
 
 
 def read_checkpoint(path: Path) -> State:
     """The content of a checkpoint, on the CPU.
 
     Raises:
-        UserError: not readable as one of ours.
+        UserError: unreadable, damaged, or of another version of this project.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        return {"parts": content["parts"], "facts": content["facts"]}
+        found, digest = content["format"], content.pop("sha256")
     except Exception as error:  # a damaged archive may fail anywhere
+        raise UserError(f"checkpoint {path} cannot be read ({type(error).__name__})") from None
+    if found != FORMAT:
         raise UserError(
-            f"checkpoint {path} cannot be read ({type(error).__name__}): delete it, or start without --resume"
-        ) from None
+            f"checkpoint {path} was written by another version of this project (format {found}, here {FORMAT}): go on with that version, or start without --resume"
+        )
+    if digest != _digest(content):
+        raise UserError(f"checkpoint {path} is damaged: its content does not have the checksum it was written with")
+    return content
 
 
 def restore(parts: State, saved: State) -> None:
@@ -42,6 +57,14 @@ def restore(parts: State, saved: State) -> None:
             part.load_state_dict(saved[name], strict=False)  # frozen weights come from `pretrained`
         else:
             part.load_state_dict(saved[name])
+        if isinstance(part, torch.optim.lr_scheduler.LambdaLR):  # `epochs` may have grown, and with it the schedule
+            for group, rate, factor in zip(part.optimizer.param_groups, part.base_lrs, part.lr_lambdas):
+                group["lr"] = rate * factor(part.last_epoch)
+
+
+def _keep(path: Path) -> None:
+    if rank() == 0 and path.exists():
+        path.replace(previous(path))
 
 
 def _state(part: Any) -> State:
@@ -49,3 +72,26 @@ def _state(part: Any) -> State:
         return part.state_dict()
     frozen = {name for name, parameter in part.named_parameters() if not parameter.requires_grad}
     return {name: value for name, value in part.state_dict().items() if name not in frozen}
+
+
+def _digest(content: Any) -> str:
+    """Hash of nested dicts, lists, tensors and plain values."""
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, Tensor):
+            digest.update(f"{value.dtype}{list(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        elif isinstance(value, dict):
+            for key, entry in value.items():
+                digest.update(repr(key).encode())
+                add(entry)
+        elif isinstance(value, (list, tuple)):
+            digest.update(f"{len(value)}".encode())
+            for entry in value:
+                add(entry)
+        else:
+            digest.update(json.dumps(value).encode())
+
+    add(content)
+    return digest.hexdigest()

@@ -124,6 +124,7 @@ class Config:
         "fp32, amp (mixed, fp32 master weights), bf16 (mixed, always bfloat16), fp16 (half weights, as released)",
         choices=("fp32", "amp", "bf16", "fp16"),
     )
+    deterministic: bool = key(False, "on CUDA, too, the same command gives the same bits (slower)")
     tf32: bool = key(False, "fp32 matrix products in TensorFloat-32 (faster on CUDA, about 3 digits)")
     compile: bool = key(False, "torch.compile the towers (minutes at the start, faster steps)")
     grad_checkpointing: bool = key(False, "compute the image tower's blocks again going backward: less memory, slower")

@@ -68,6 +68,11 @@ def gather_objects(x: Any) -> list[Any]:
     return objects
 
 
+def largest(number: int) -> int:
+    """The largest of the processes' numbers."""
+    return number if world() == 1 else max(_sizes(number))
+
+
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Replace each gradient by its mean over the processes."""
     if world() == 1:
@@ -101,7 +106,7 @@ class _Gather(torch.autograd.Function):
 
 
 def _sizes(n: int) -> list[int]:
-    """The numbers of rows of all processes. Exchanged between CPUs, so that no GPU has to be waited for."""
+    """A number of each process. Exchanged between CPUs, so that no GPU has to be waited for."""
     sizes = torch.empty(world(), dtype=torch.int64)
     dist.all_gather_into_tensor(sizes, torch.tensor([n]))
     return sizes.tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 from utils.config import Config
 from utils.distributed import average_gradients
-from utils.metrics import RunningMeans
+from utils.guards import LossGuard, memory_explained
 from utils.run import Run
+from utils.stopping import deferred
 
 # Loss to minimise, and scalars to average over the epoch.
 Step = Callable[[Any], tuple[Tensor, dict[str, Tensor]]]
@@ -28,10 +30,15 @@ def build_optimizer(cfg: Config, module: nn.Module) -> torch.optim.Optimizer:
 
 
 def build_schedule(name: str, optimizer: torch.optim.Optimizer, epochs: int) -> torch.optim.lr_scheduler.LRScheduler:
-    """Learning rate over epochs, to be stepped at the end of each: `cosine` annealing to 0, or `constant`."""
-    if name == "constant":
-        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
+    """Learning rate over epochs, to be stepped at the end of each: `cosine` annealing to 0, or `constant`.
+
+    In closed form, so that a run that is resumed with more epochs goes on where the longer schedule would be.
+    """
+
+    def factor(epochs_done: int) -> float:
+        return 1.0 if name == "constant" else (1 + math.cos(math.pi * epochs_done / epochs)) / 2
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def train_one_epoch(
@@ -44,38 +51,50 @@ def train_one_epoch(
     *,
     only: Tensor | None = None,
 ) -> dict[str, float]:
-    """Minimise `step` over one epoch of the loader; returns the epoch's means, images and seconds.
+    """Minimise `step` over one epoch of the loader, or what a stopped run has left of it.
 
     Args:
         only: bool [N]; batches are drawn from all samples, and the others left out of them.
+
+    Returns:
+        The epoch's means, images and seconds.
     """
     model.train()
-    means, n_images, started = RunningMeans(), 0, time.perf_counter()
-    title = f"epoch {epoch}/{run.cfg.epochs}"
-    bar = run.progress(loader.shuffled(epoch, only), title, len(loader))
-    for i, batch in enumerate(bar):
-        with run.autocast():
-            loss, scalars = step(batch)
-        optimizer.zero_grad(set_to_none=True)
-        run.scaler.scale(loss).backward()
-        average_gradients(model.parameters())
-        run.scaler.step(optimizer)
-        run.scaler.update()
-        means.add(loss=loss, **scalars)
-        n_images += len(batch.index)
-        if not bar.disable and i % BAR_EVERY == 0:
-            bar.set_postfix({name: f"{value:.3g}" for name, value in means.read().items()})
-    means_read = means.read()  # waits for the device, so that the clock below is true
-    return {**means_read, "images": n_images, "train_seconds": time.perf_counter() - started}
+    done = run.enter(epoch)
+    started = time.perf_counter() - done.seconds
+    batches = loader.shuffled(epoch, only, skip=done.batches)
+    bar = run.progress(batches, f"epoch {epoch}/{run.cfg.epochs}", len(loader), done.batches)
+    guard = LossGuard(run, epoch, loader.data.ids)
+    with deferred(), memory_explained(run.cfg):
+        for batch in bar:
+            with run.autocast():
+                loss, scalars = step(batch)
+            guard.watch(loss, batch.index, done.batches + 1)
+            optimizer.zero_grad(set_to_none=True)
+            run.scaler.scale(loss).backward()
+            average_gradients(model.parameters())
+            run.scaler.step(optimizer)
+            run.scaler.update()
+            done.count(len(batch.index), time.perf_counter() - started, loss=loss, **scalars)
+            if not bar.disable and done.batches % BAR_EVERY == 1:
+                bar.set_postfix({name: f"{value:.3g}" for name, value in done.means.read().items()})
+            run.stop_if_asked()
+        guard.look()
+    means = done.means.read()  # waits for the device, so that the clock below is true
+    done.seconds = time.perf_counter() - started
+    return {**means, "images": done.images, "train_seconds": done.seconds}
 
 
 @torch.no_grad()
 def map_batches(model: nn.Module, loader: Any, function: Callable[[Any], Tensor], run: Run, *, title: str) -> Tensor:
     """`function` of every batch of an ordered pass, in evaluation mode; the results in order, [N, ...] on the device."""
     model.eval()
-    bar = run.progress(loader.ordered(), title, len(loader))
-    with run.autocast():
-        return torch.cat([function(batch) for batch in bar])
+    results = []
+    with run.autocast(), deferred(), memory_explained(run.cfg):
+        for batch in run.progress(loader.ordered(), title, len(loader)):
+            results.append(function(batch))
+            run.stop_if_asked()
+    return torch.cat(results)
 
 
 def evaluate(model: nn.Module, tests: dict[str, Any], logits: Callable[[Tensor], Tensor], run: Run) -> dict[str, float]:

@@ -12,8 +12,13 @@ from utils.distributed import rank
 from utils.errors import UserError
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_atomically(
+    path: Path, write: Callable[[IO[bytes]], object], *, before: Callable[[], object] | None = None
+) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it into place. Of several processes, the first does.
+
+    Args:
+        before: called when the new file is complete, to put the old one away.
 
     Raises:
         UserError: the folder or disk does not take the file; `path` is then as it was.
@@ -29,6 +34,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
+        if before is not None:
+            before()
         Path(temporary).replace(path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -11,6 +12,15 @@ class RunningMeans:
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
+
+    def state_dict(self) -> dict[str, dict]:
+        """What is needed to go on."""
+        return {"sums": {name: total.cpu() for name, total in self.sums.items()}, "counts": dict(self.counts)}
+
+    def load_state_dict(self, state: dict[str, dict], device: torch.device) -> None:
+        """Go on from a saved state."""
+        self.sums = {name: total.to(device) for name, total in state["sums"].items()}
+        self.counts = dict(state["counts"])
 
     def add(self, **values: Tensor) -> None:
         """One batch's scalars."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import platform
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,11 +20,14 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from utils.checkpoint import read_checkpoint, restore, save_checkpoint
+from utils.checkpoint import previous, read_checkpoint, restore, save_checkpoint
 from utils.config import Config, dump_config
-from utils.distributed import local_rank, processes_here, rank, world
+from utils.distributed import largest, local_rank, processes_here, rank, world
 from utils.errors import UserError
 from utils.files import write_text
+from utils.locks import take_lock
+from utils.metrics import RunningMeans
+from utils.stopping import StopRequestError, deferred, stop_requested
 
 try:
     import resource
@@ -46,12 +52,33 @@ FREE_ON_RESUME = {
 OUTPUTS = (
     "log.txt",
     "checkpoint.pt",
+    "checkpoint-previous.pt",
     "summary.json",
     "samples.csv",
     "unreadable.csv",
     "clean_set.pt",
     "clean_set.json",
 )
+
+
+@dataclass
+class Progress:
+    """How far an epoch has come: batches and images computed, seconds taken, and the means so far."""
+
+    epoch: int
+    batches: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    means: RunningMeans = field(default_factory=RunningMeans)
+
+    def count(self, images: int, seconds: float, **scalars: torch.Tensor) -> None:
+        """One more batch; `seconds` since the epoch began."""
+        self.batches, self.images, self.seconds = self.batches + 1, self.images + images, seconds
+        self.means.add(**scalars)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is needed to go on."""
+        return {**vars(self), "means": self.means.state_dict()}
 
 
 class Run:
@@ -69,6 +96,8 @@ class Run:
         self.started = time.perf_counter()
         self.history: list[dict[str, Any]] = []
         self.saved: dict[str, Any] | None = None  # the checkpoint to go on from, until `epochs` has taken it
+        self.parts: dict[str, Any] = {}
+        self.progress_made: Progress | None = None  # None between epochs
 
     @property
     def precision(self) -> str:
@@ -83,9 +112,10 @@ class Run:
         with (self.folder / "log.txt").open("a", encoding="utf-8") as log:
             log.write(text + "\n")
 
-    def progress(self, batches: Iterable[Any], title: str, total: int) -> tqdm:
+    def progress(self, batches: Iterable[Any], title: str, total: int, done: int = 0) -> tqdm:
         """A bar over batches, where somebody watches."""
-        return tqdm(batches, title, total, unit="batch", leave=False, disable=None if rank() == 0 else True)
+        hidden = None if rank() == 0 else True
+        return tqdm(batches, title, total, unit="batch", leave=False, disable=hidden, initial=done)
 
     def place(self, module: nn.Module) -> nn.Module:
         """Move a module to the device, in the precision of the run, compiled if the settings say so."""
@@ -105,32 +135,73 @@ class Run:
 
     def epochs(self, parts: dict[str, Any]) -> Iterator[int]:
         """Epoch numbers from 1, or from where the checkpoint ends; brings `parts` into the saved state first."""
-        saved, self.saved = self.saved, None
+        saved, self.saved, self.parts = self.saved, None, parts
         if saved is not None:
-            restore(parts, saved["parts"])
-            if saved["facts"]["scaler"]:  # empty where the device needed no scaling
-                self.scaler.load_state_dict(saved["facts"]["scaler"])
-            self.started -= saved["facts"]["seconds"]
-            self.history = saved["facts"]["history"]
-            self.say(f"going on after epoch {len(self.history)} of {self.folder / 'checkpoint.pt'}")
+            self._go_on(saved)
         elif self.cfg.resume:
             self.say(f"no checkpoint in {self.folder}: starting from the beginning")
         self._write_history()
         yield from range(len(self.history) + 1, self.cfg.epochs + 1)
 
+    def enter(self, epoch: int) -> Progress:
+        """What has been done of an epoch: nothing, or what was done when the run was stopped in it."""
+        if not self.is_inside(epoch):
+            self.progress_made = Progress(epoch)
+        return self.progress_made
+
+    def is_inside(self, epoch: int) -> bool:
+        """Whether the run goes on in the middle of this epoch."""
+        return self.progress_made is not None and self.progress_made.epoch == epoch
+
+    def stop_if_asked(self) -> None:
+        """After SIGTERM or SIGINT: save what has been done of the epoch and end.
+
+        Raises:
+            StopRequestError: a signal has arrived, at this process or at one that works with it.
+        """
+        number = largest(stop_requested() or 0)
+        if not number:
+            return
+        if self.progress_made is not None:
+            self._save()
+        raise StopRequestError(number)
+
     def end_epoch(self, epoch: int, parts: dict[str, Any], metrics: dict[str, float]) -> None:
         """Log the epoch's metrics and save everything needed to go on from here."""
         self.history.append({"epoch": epoch, **metrics})
+        self.parts, self.progress_made = parts, None
+        with deferred():
+            self._save()
+            self._write_history()
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        self.say(f"epoch {epoch}/{self.cfg.epochs}  {shown}")
+
+    def _save(self) -> None:
         facts = {
             "identity": self.identity,
             "scaler": self.scaler.state_dict(),
             "history": self.history,
             "seconds": time.perf_counter() - self.started,
+            "progress": self.progress_made and self.progress_made.state_dict(),
         }
-        save_checkpoint(self.folder / "checkpoint.pt", parts, facts)
-        self._write_history()
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        self.say(f"epoch {epoch}/{self.cfg.epochs}  {shown}")
+        save_checkpoint(self.folder / "checkpoint.pt", self.parts, facts)
+
+    def _go_on(self, saved: dict[str, Any]) -> None:
+        facts = saved["facts"]
+        restore(self.parts, saved["parts"])
+        if facts["scaler"]:  # empty where the device needed no scaling
+            self.scaler.load_state_dict(facts["scaler"])
+        self.started -= facts["seconds"]
+        self.history = facts["history"]
+        where = f"after epoch {len(self.history)}"
+        if facts["progress"] is not None:
+            means = RunningMeans()
+            means.load_state_dict(facts["progress"]["means"], self.device)
+            # torch thinks that a step is missing where all of the epoch's were taken before.
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            self.progress_made = Progress(**{**facts["progress"], "means": means})
+            where = f"in epoch {self.progress_made.epoch}, after {self.progress_made.batches} batches"
+        self.say(f"going on {where}, from {self.folder / 'checkpoint.pt'}")
 
     def finish(self, summary: dict[str, Any], written: list[Path]) -> dict[str, Any]:
         """Write summary.json (with accuracies and costs) and say what was written where."""
@@ -162,12 +233,19 @@ class Run:
     def read_saved(self) -> None:
         """Read the checkpoint that `--resume` asks for; refuse one of another script, other settings or other data."""
         path = self.folder / "checkpoint.pt"
-        if not (self.cfg.resume and path.is_file()):
+        if not self.cfg.resume or not (path.is_file() or previous(path).is_file()):
             return
-        self.saved = read_checkpoint(path)
+        try:
+            self.saved = read_checkpoint(path)
+        except UserError as error:
+            if not previous(path).is_file():
+                raise UserError(f"{error}; delete it, or start without --resume") from None
+            print(f"{error}; going on from the one before it", file=sys.stderr)
+            self.saved = read_checkpoint(previous(path))
         identity = self.saved["facts"]["identity"]
         for name, value in self.identity.items():
-            if identity.get(name) != value:
+            longer = name == "epochs" and isinstance(identity.get(name), int) and identity[name] <= value
+            if identity.get(name) != value and not longer:
                 raise UserError(
                     f"--resume: the run in {self.folder} has {name} = {identity.get(name)}, these settings have {value}; use the same, or another output_dir"
                 )
@@ -186,6 +264,9 @@ def start_run(cfg: Config, script: str, inputs: dict[str, Any]) -> Run:
         UserError: a device that is not there, a folder that cannot be written, a checkpoint of another run.
     """
     run = Run(cfg, script, choose_device(cfg), inputs)
+    _lock(run.folder)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by deterministic=true
+    torch.use_deterministic_algorithms(cfg.deterministic)
     torch.set_float32_matmul_precision("high" if cfg.tf32 else "highest")
     run.read_saved()
     write_text(run.folder / "config.yaml", dump_config(cfg))
@@ -200,6 +281,17 @@ def start_run(cfg: Config, script: str, inputs: dict[str, Any]) -> Run:
         f"{script}: {cfg.dataset}, {cfg.noise_tag}, seed {cfg.seed}, {cfg.backbone} on {processes}{run.device}, {run.precision} -> {run.folder}"
     )
     return run
+
+
+def _lock(folder: Path) -> None:
+    if rank() > 0:
+        return
+    try:
+        owner = take_lock(folder / "lock")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another output_dir") from None
+    if owner is not None:
+        raise UserError(f"{folder}: {owner} is at work there; wait for it, or choose another output_dir")
 
 
 def run_folder(cfg: Config, script: str) -> Path:
