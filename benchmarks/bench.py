@@ -117,7 +117,7 @@ def _cells(row: Row) -> list[str]:
         f"{row['target']:g}x" if row["target"] else "-",
         f"{row['difference']:.1g}" if row["equal"] else f"**{row['difference']:.2g}**",
         _both(row, "peak_bytes", lambda value: f"{value / 2**30:.2f} GiB"),
-        _both(row, "flops", lambda value: f"{value / 1e9:,.0f}"),
+        _both(row, "flops", lambda value: f"{value / 1e9:,.3g}" if value < 1e11 else f"{value / 1e9:,.0f}"),
         _both(row, "ceiling_share", lambda value: f"{100 * value:.0f} %"),
     ]
 

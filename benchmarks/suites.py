@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -192,14 +192,13 @@ def _text_case(bench: Bench, n_classes: int, target: float | None) -> Case:
 
     def naive_side() -> Numbers:
         theirs.zero_grad(set_to_none=True)
-        features: list[list[Tensor]] = [[], []]
+        features: list[Tensor] = []
         for start in range(0, n_classes, chunk):
             rows = slice(start, start + chunk)
-            for polarity, ctx in enumerate((theirs.pos_ctx, theirs.neg_ctx)):
-                part = theirs.text_features(ctx, rows)
-                (part * wanted[polarity, rows]).sum().backward()
-                features[polarity].append(part.detach())
-        return {"T+": torch.cat(features[0]), "T-": torch.cat(features[1]), **naive_gradients(theirs)}
+            both = torch.stack([theirs.text_features(ctx, rows) for ctx in (theirs.pos_ctx, theirs.neg_ctx)])
+            (both * wanted[:, rows]).sum().backward()
+            features.append(both.detach())
+        return {**dict(zip(("T+", "T-"), torch.cat(features, dim=1))), **naive_gradients(theirs)}
 
     def facts() -> Row:
         kept["ours"] = saved_bytes(ours.text_features, ours)
@@ -219,7 +218,7 @@ def scaling(bench: Bench) -> Iterator[Case]:
     few, many = bench.sizes.scaling_classes
     batch = bench.sizes.scaling_batch
     cpu = replace(bench, device=torch.device("cpu"))
-    pair = partial(_phase1_pair, cpu, cpu.config(prec="fp32"))
+    pair = functools.partial(_phase1_pair, cpu, cpu.config(prec="fp32"))
 
     def check() -> tuple[Numbers, Numbers]:
         ours, theirs = pair(few, 2)
@@ -400,6 +399,7 @@ def naive_loader(bench: Bench, data: NoisyImages, batch_size: int, size: int, *,
     return naive.loader(images, batch_size, **options)
 
 
+@functools.cache
 def image_size(bench: Bench) -> int:
     """Side of the images that the backbone takes."""
     return load_clip(bench.config())[0].visual.image_size[0]
@@ -590,7 +590,7 @@ def image_input(bench: Bench) -> Iterator[Case]:
     size, data = bench.sizes.input_size, random_data(bench.sizes.input_images, bench.sizes.noise_classes)
     ours = our_loader(bench, data, 64, size)
     pil = naive_loader(bench, data, 64, size, train=True)
-    gray = partial(_gray_levels, device=bench.device)
+    gray = functools.partial(_gray_levels, device=bench.device)
 
     def check() -> tuple[Numbers, Numbers]:
         few = dataclasses.replace(
