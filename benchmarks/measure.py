@@ -6,7 +6,7 @@ import ctypes
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -126,7 +126,7 @@ def _first_run(parts: tuple[Part, ...], device: torch.device) -> tuple[Numbers, 
     flops, peak = 0.0, 0
     for part in parts:
         before = reset_peak(device)
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             numbers |= part.run() or {}
         synchronise(device)
         flops += part.times * counter.get_total_flops()
@@ -162,9 +162,22 @@ def timed(parts: tuple[Part, ...], device: torch.device) -> float:
     return total
 
 
+class _NoModules(nullcontext):
+    """In place of the counter's tracker of modules, which fails on views of parameters without gradients."""
+
+    parents = frozenset({"Global"})
+
+
+def flop_counter() -> FlopCounterMode:
+    """A counter of totals: context whose `get_total_flops()` are the operations of all matrix products in it."""
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _NoModules()
+    return counter
+
+
 def count_flops(run: Callable[[], object]) -> int:
     """Floating-point operations of all matrix products in `run`, forward and backward."""
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         run()
     return counter.get_total_flops()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from benchmarks.measure import (
     timed,
 )
 from datasets.base import NoisyImages, array_ids, as_images, shipped_names
-from datasets.loader import Batch, Loader
+from datasets.loader import Loader
 from datasets.noise import instance_dependent_noise, synthetic_noise
 from datasets.transforms import RECIPES
 from main_phase1 import deft_step
@@ -359,8 +358,8 @@ def _fed(bench: Bench, batch: int, n_classes: int) -> Row:
     loader = our_loader(bench, data, batch, image_size(bench))
 
     def fed() -> None:
-        for images, y, _ in loader.shuffled(1):
-            step(images, y, y_bar)
+        for batch in loader.shuffled(1):
+            step(batch.images, batch.targets, y_bar)
 
     def ready() -> None:
         for _ in range(n_steps):
@@ -405,20 +404,6 @@ def image_size(bench: Bench) -> int:
     return load_clip(bench.config())[0].visual.image_size[0]
 
 
-def selected_batches(loader: Loader, epoch: int, keep: Tensor) -> Iterator[Batch]:
-    """An epoch of the samples in `keep` (bool [N]), and of no other."""
-    if "keep" in inspect.signature(loader.shuffled).parameters:
-        yield from loader.shuffled(epoch, keep=keep)
-        return
-    rows = keep.nonzero()[:, 0]
-    data = loader.data
-    ids = [data.ids[i] for i in rows]
-    part = NoisyImages(data.dataset, ids, data.images[rows], data.given[rows], data.given[rows])
-    options = {"size": loader.size, "batch_size": loader.batch_size, "seed": loader.seed, "device": loader.device}
-    for images, targets, index in Loader(part, loader.recipe, **options).shuffled(epoch):
-        yield Batch(images, targets, rows.to(index.device)[index])
-
-
 def phase2(bench: Bench) -> Iterator[Case]:
     """An epoch of phase 2, data included, with labels of which 60 % were redrawn, and with clean ones."""
     for ratio, target in ((0.6, 2.6), (0.0, 1.15)):
@@ -437,8 +422,8 @@ def _phase2_case(bench: Bench, ratio: float, target: float) -> Case:
     pil = naive_loader(bench, data, cfg.batch_size, image_size(bench), train=True)
 
     def our_epoch() -> None:
-        for images, targets, index in selected_batches(loader, 1, keep):
-            ours(images, targets, torch.ones_like(index, dtype=torch.bool))
+        for batch in loader.shuffled(1, keep):
+            ours(batch.images, batch.targets, torch.ones_like(batch.index, dtype=torch.bool))
 
     def naive_epoch() -> None:
         for images, targets, index in pil:
@@ -448,7 +433,7 @@ def _phase2_case(bench: Bench, ratio: float, target: float) -> Case:
         one, other = _phase2_pair(bench, bench.config(prec="fp32", **settings), n_classes)
         images, targets, _ = random_batch(bench, 6, n_classes, image_size(bench))
         selected = torch.arange(6, device=bench.device) % 3 > 0
-        seen = torch.cat([batch.index for batch in selected_batches(loader, 1, keep)])
+        seen = torch.cat([batch.index for batch in loader.shuffled(1, keep)])
         everyone = torch.ones(4, dtype=torch.bool, device=bench.device)
         ours_numbers = {"samples": seen.sort().values, **one(images[selected], targets[selected], everyone)}
         return ours_numbers, {"samples": keep.nonzero()[:, 0], **other(images, targets, selected)}
@@ -598,10 +583,10 @@ def image_input(bench: Bench) -> Iterator[Case]:
         )
         loader = our_loader(bench, few, 8, size)
         test = torch.cat([images for images, _, _ in naive_loader(bench, few, 8, size, train=False)])
-        images, _, index = next(loader.shuffled(1))
+        first = next(loader.shuffled(1))
         pixels = few.images.permute(0, 2, 3, 1).contiguous().numpy()
-        mine, theirs = images[:2].cpu(), []
-        for image, i in zip(mine, index[:2].tolist()):
+        mine, theirs = first.images[:2].cpu(), []
+        for image, i in zip(mine, first.index[:2].tolist()):
             candidates = torch.stack(list(naive.outcomes(pixels[i], size, *MEAN_STD)))
             theirs.append(candidates[(candidates - image).abs().amax(dim=(1, 2, 3)).argmin()])
         ours_numbers = {"test images": gray(next(loader.ordered()).images), "training images": gray(mine)}

@@ -117,10 +117,8 @@ def test_a_side_that_computes_something_else_is_found(monkeypatch, capsys, tmp_p
 
 
 def test_rejected_samples_that_are_trained_on_are_found(monkeypatch, tmp_path):
-    everything = suites.selected_batches
-    monkeypatch.setattr(
-        suites, "selected_batches", lambda loader, epoch, keep: everything(loader, epoch, torch.ones_like(keep))
-    )
+    shuffled = suites.Loader.shuffled
+    monkeypatch.setattr(suites.Loader, "shuffled", lambda loader, epoch, only: shuffled(loader, epoch))
     with pytest.raises(SystemExit):
         bench.main(["--suite", "phase2", *QUICKLY, str(tmp_path / "out.json")])
 
