@@ -205,7 +205,7 @@ def matrix_ceiling(device: torch.device, *, quick: bool = False) -> float:
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     work = (Part(lambda: {"product": a @ b}),)
     timed(work, device)
-    return 2 * size**3 / min(timed(work, device) for _ in range(7))
+    return 2 * size**3 / min(timed(work, device) for _ in range(15))
 
 
 # ------------------------------------------------------- what depends on the device
