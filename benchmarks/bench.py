@@ -14,6 +14,7 @@ import datetime
 import json
 import shlex
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
     """Run the suites; exit code 1 when a comparison finds different numbers."""
     args = _arguments(argv)
     device = torch.device(args.device)
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # the naive side's workers, on few cores
     torch.backends.cudnn.allow_tf32 = False  # float32 is what the other precisions are checked against
     sizes = QUICK if args.quick else CUDA if device.type == "cuda" else CPU
     bench = Bench(sizes, device, args.pretrained, workers=1 if args.quick else 8)

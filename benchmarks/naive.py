@@ -12,7 +12,6 @@ This is the other side of every benchmark. It uses open_clip's modules for their
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -183,9 +182,7 @@ def outcomes(image: np.ndarray, size: int, mean: RGB, std: RGB) -> Iterator[Tens
 def loader(data: OneByOne, batch_size: int, *, shuffle: bool, pin_memory: bool = False, workers: int = 8) -> DataLoader:
     """Batches of the data set from worker processes."""
     options = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": pin_memory}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than there are cores
-        return DataLoader(data, batch_size, shuffle=shuffle, **options)
+    return DataLoader(data, batch_size, shuffle=shuffle, **options)
 
 
 # ------------------------------------------------------------------ the noise
