@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -275,7 +276,7 @@ def start_run(cfg: Config, script: str, inputs: dict[str, Any]) -> Run:
         for path in (run.folder / name for name in OUTPUTS):
             if read is None or path.resolve() not in (read, read.with_suffix(".json")):
                 path.unlink(missing_ok=True)
-    write_text(run.folder / "env.json", json.dumps(_environment(run.device), indent=1) + "\n")
+    write_text(run.folder / "env.json", json.dumps(environment(run.device), indent=1) + "\n")
     processes = f"{world()} processes, " if world() > 1 else ""
     run.say(
         f"{script}: {cfg.dataset}, {cfg.noise_tag}, seed {cfg.seed}, {cfg.backbone} on {processes}{run.device}, {run.precision} -> {run.folder}"
@@ -336,18 +337,28 @@ def _precision(cfg: Config, device: torch.device) -> tuple[torch.dtype | None, b
     return (torch.bfloat16 if native else torch.float16), False
 
 
-def _environment(device: torch.device) -> dict[str, Any]:
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, device, threads, commit and command of this process."""
     packages = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "scipy", "scikit-learn")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         **{name: version(name) for name in packages},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or device.type,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor() or device.type,
         "threads": torch.get_num_threads(),
         "processes": world(),
         "git_commit": _git_commit(),
         "command": sys.argv,
     }
+
+
+def _processor() -> str:
+    """The CPU's name, which platform.processor() leaves empty on many a Linux."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
 
 
 def _git_commit() -> str | None:

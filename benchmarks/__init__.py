@@ -1,0 +1,1 @@
+"""Measurements of this project against a naive implementation of the same method."""

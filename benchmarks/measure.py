@@ -1,0 +1,253 @@
+"""Two sides of the same work: do they agree, and what does each cost?"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+Numbers = dict[str, Tensor]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of work, and how many times its cost counts in the whole (an epoch has many equal batches).
+
+    Attributes:
+        run: does it; returns numbers to compare with the other side's, or None.
+    """
+
+    run: Callable[[], Numbers | None]
+    times: float = 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison.
+
+    Attributes:
+        ours, naive: the parts of each side. Empty: nothing is timed.
+        tolerance: the largest relative difference between the two sides' numbers.
+        check: the numbers of both sides to compare; None: what the parts return.
+        target: how many times faster we want to be.
+        images: images that the whole work handles.
+        flops: whether floating-point operations and the share of the matrix ceiling say something here.
+        memory: whether the peak memory of this process says something here.
+        note: what a reader must know about how it was measured.
+        facts: further figures for the row, made once both sides agree.
+    """
+
+    name: str
+    tolerance: float
+    ours: tuple[Part, ...] = ()
+    naive: tuple[Part, ...] = ()
+    check: Callable[[], tuple[Numbers, Numbers]] | None = None
+    target: float | None = None
+    images: int = 0
+    flops: bool = True
+    memory: bool = True
+    note: str = ""
+    facts: Callable[[], Row] = field(default=dict)
+
+
+def measure(case: Case, *, repeats: int, device: torch.device, ceiling: float) -> Row:
+    """Check that both sides agree; then time them in turns, `repeats` times each."""
+    row: Row = {"case": case.name, "target": case.target, "note": case.note, "tolerance": case.tolerance}
+    numbers: tuple[Numbers, Numbers] | None = case.check() if case.check else None
+    costs: dict[str, Row] = {}
+    if numbers is None or _agree(row, *numbers):
+        ours, cost = _first_run(case.ours, device)
+        costs["ours"] = cost
+        try:
+            naive, costs["naive"] = _first_run(case.naive, device)
+        except torch.OutOfMemoryError:
+            if numbers is None:
+                raise
+            row["note"] = "; ".join(filter(None, (case.note, "the naive side does not fit in memory")))
+        numbers = numbers or (ours, naive)
+    if not _agree(row, *numbers):
+        return row
+    row |= case.facts()
+    if case.ours:
+        for name, wanted in (("flops", case.flops), ("peak_bytes", case.memory)):
+            if wanted and all(cost[name] for cost in costs.values()):
+                row[name] = {side: cost[name] for side, cost in costs.items()}
+        row |= _timings(case, list(costs), repeats, device)
+        if case.images:
+            row["images_per_second"] = {side: case.images / seconds for side, seconds in row["seconds"].items()}
+        if "flops" in row:
+            row["ceiling_share"] = {side: f / row["seconds"][side] / ceiling for side, f in row["flops"].items()}
+    return row
+
+
+def _agree(row: Row, ours: Numbers, naive: Numbers) -> bool:
+    name, difference = largest_difference(ours, naive)
+    row |= {"difference": difference, "difference_in": name, "equal": difference <= row["tolerance"]}
+    return row["equal"]
+
+
+def largest_difference(ours: Numbers, naive: Numbers) -> tuple[str, float]:
+    """The name that differs most, and by how much.
+
+    Floating-point numbers: largest difference relative to the largest naive number. Integers and bools: the share that
+    differs. NaN, another shape or another set of names: infinity.
+    """
+    if ours.keys() != naive.keys():
+        return f"names {sorted(ours.keys() ^ naive.keys())}", torch.inf
+    differences = {name: _difference(ours[name], naive[name]) for name in ours}
+    name = max(differences, key=differences.__getitem__)
+    return name, differences[name]
+
+
+def _difference(ours: Tensor, naive: Tensor) -> float:
+    if ours.shape != naive.shape or not ours.numel():
+        return torch.inf
+    ours, naive = ours.detach().cpu(), naive.detach().cpu()
+    if not naive.is_floating_point():
+        return float((ours != naive).double().mean())
+    difference = (ours.double() - naive.double()).abs().max() / naive.double().abs().max().clamp(min=1e-30)
+    return float(torch.nan_to_num(difference, nan=torch.inf))
+
+
+def _first_run(parts: tuple[Part, ...], device: torch.device) -> tuple[Numbers, Row]:
+    """Run once, untimed: the numbers, the operations, and the most memory above what was in use before, in bytes."""
+    numbers: Numbers = {}
+    flops, peak = 0.0, 0
+    for part in parts:
+        before = reset_peak(device)
+        with flop_counter() as counter:
+            numbers |= part.run() or {}
+        synchronise(device)
+        flops += part.times * counter.get_total_flops()
+        peak = max(peak, (peak_bytes(device) or 0) - (before or 0))
+    return numbers, {"flops": flops, "peak_bytes": peak}
+
+
+def _timings(case: Case, sides: list[str], repeats: int, device: torch.device) -> Row:
+    """Medians of the sides' seconds, their ratio, and its spread over the pairs of neighbouring runs."""
+    parts = {"ours": case.ours, "naive": case.naive}
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    for _ in range(repeats):
+        for side in sides:
+            seconds[side].append(timed(parts[side], device))
+    row: Row = {"seconds": {side: median(values) for side, values in seconds.items()}, "all_seconds": seconds}
+    if "naive" in sides:
+        pairs = [naive / ours for ours, naive in zip(seconds["ours"], seconds["naive"])]
+        row |= {"ratio": row["seconds"]["naive"] / row["seconds"]["ours"], "ratio_spread": [min(pairs), max(pairs)]}
+        if case.target:
+            row["reached"] = row["ratio"] >= case.target
+    return row
+
+
+def timed(parts: tuple[Part, ...], device: torch.device) -> float:
+    """Seconds that the whole work takes."""
+    total = 0.0
+    for part in parts:
+        synchronise(device)
+        started = time.perf_counter()
+        part.run()
+        synchronise(device)
+        total += part.times * (time.perf_counter() - started)
+    return total
+
+
+class _NoModules(nullcontext):
+    """In place of the counter's tracker of modules, which fails on views of parameters without gradients."""
+
+    parents = frozenset({"Global"})
+
+
+def flop_counter() -> FlopCounterMode:
+    """A counter of totals: context whose `get_total_flops()` are the operations of all matrix products in it."""
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _NoModules()
+    return counter
+
+
+def count_flops(run: Callable[[], object]) -> int:
+    """Floating-point operations of all matrix products in `run`, forward and backward."""
+    with flop_counter() as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def saved_bytes(forward: Callable[[], object], module: torch.nn.Module) -> int:
+    """Bytes that autograd keeps for the backward pass of `forward`, each storage once, the module's weights left out."""
+    own = {t.untyped_storage()._cdata for t in (*module.parameters(), *module.buffers())}
+    sizes: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            sizes[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = forward()  # the graph holds the storages, so that no two of them share an address
+    del result
+    return sum(sizes.values())
+
+
+def matrix_ceiling(device: torch.device, *, quick: bool = False) -> float:
+    """Operations a second of a large matrix product of random numbers: float32 on a CPU, bfloat16 on a GPU."""
+    size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (256 if quick else 2048, torch.float32)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    work = (Part(lambda: {"product": a @ b}),)
+    timed(work, device)
+    return 2 * size**3 / min(timed(work, device) for _ in range(15))
+
+
+# ------------------------------------------------------- what depends on the device
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def reset_peak(device: torch.device) -> int | None:
+    """Forget the peak so far; bytes in use now. None where the system cannot tell."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    if sys.platform != "linux":
+        return None
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not hide what is taken now
+        Path("/proc/self/clear_refs").write_text("5")
+        return _process_status("VmRSS")
+    return None
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """Most bytes in use since `reset_peak`: of the CUDA allocator, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return _process_status("VmHWM") if sys.platform == "linux" else None
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that is still free."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if sys.platform != "linux":
+        return 8 << 30
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+
+
+def _process_status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
