@@ -163,13 +163,14 @@ def _real_file_data(cfg: Config, train: Listing, test: Listing, extra: dict[str,
 
 
 def _own_data(cfg: Config, own: OwnData) -> Data:
-    """Images of the user's own. They are normalised as the backbone's pretraining did: the digits' has its own way."""
+    """Images of the user's own. They come to a model as its pretraining saw them: the digits' CLIP has its own way."""
     true = None if own.true is None else torch.from_numpy(own.true)
     train = replace(_file_split(cfg, own.train), true=true, noise=_noise_name(cfg))
     test = _file_split(cfg, own.test) if own.test else None
     recipe = RECIPES[cfg.dataset]
     if cfg.backbone == "digits":
-        recipe = replace(recipe, mean=RECIPES["digits"].mean, std=RECIPES["digits"].std)
+        digits = RECIPES["digits"]
+        recipe = replace(recipe, mean=digits.mean, std=digits.std, flip=digits.flip)
     return Data(train, test, own.names, recipe, prompts=own.prompts)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from datasets.layout import Listing, make_listing, subfolders
 from datasets.names import given_names, natural
-from datasets.own_data import OwnData, checked, data_folder, leads_outside, outside, say
+from datasets.own_data import OwnData, check_distinct, checked, data_folder, leads_outside, outside, say
 from utils.config import Config
 from utils.errors import UserError
 
@@ -35,6 +35,7 @@ def read_image_folder(cfg: Config) -> OwnData:
         split = next((name for name in TEST_FOLDERS if name in subfolders(root)), None)
         test = _listing(root, _class_images(cfg, root, split), classes) if split else None
     names, prompts = _names(cfg, list(classes))
+    check_distinct(cfg, names)
     return checked(cfg, OwnData(_listing(root, train, classes), None, test, names, prompts))
 
 

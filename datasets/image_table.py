@@ -12,7 +12,7 @@ import numpy as np
 
 from datasets.layout import Listing, check_files, make_listing
 from datasets.names import Names, given_names, label_number, label_numbers, natural
-from datasets.own_data import OwnData, check_inside, checked, data_folder, outside, say
+from datasets.own_data import OwnData, check_distinct, check_inside, checked, data_folder, outside, say
 from datasets.tables import read_table
 from utils.config import Config
 from utils.errors import UserError
@@ -61,6 +61,7 @@ def read_image_table(cfg: Config) -> OwnData:
         raise UserError(f"{source}: no row belongs to the train split")
     given = given_names(cfg)
     classes = given or _own_names(splits["train"])
+    check_distinct(cfg, classes.names)
     numbers = label_numbers(classes.names, classes.keys)
 
     def listing(split: str, labels: Mapping[str, str]) -> Listing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -34,17 +35,12 @@ def checked(cfg: Config, own: OwnData) -> OwnData:
     """The same, after a look at what would make a run useless; says what the user should know.
 
     Raises:
-        UserError: fewer than two classes, two classes of one name, a file name that is not UTF-8.
+        UserError: fewer than two classes, a file name that is not UTF-8.
     """
     found = set(own.train.labels.tolist())
     if len(found) < 2:
         name = own.names[found.pop()]
         raise UserError(f"{cfg.dataset}: all train images have the label '{name}'; there must be two classes or more")
-    twice = next((name for i, name in enumerate(own.names) if name in own.names[:i]), None)
-    if twice is not None:
-        raise UserError(
-            f"{cfg.dataset}: two classes have the name '{twice}' (blanks around it do not count); rename one"
-        )
     for split in (own.train, own.test) if own.test else (own.train,):
         _check_utf8(split)
     unclear = codes(own.prompts or own.names)
@@ -55,6 +51,19 @@ def checked(cfg: Config, own: OwnData) -> OwnData:
     if own.test is None:
         say(f"{cfg.dataset}: no test split, so nothing is held out and no accuracy is reported")
     return own
+
+
+def check_distinct(cfg: Config, names: Sequence[str]) -> None:
+    """Names that differ by case alone are two names.
+
+    Raises:
+        UserError: two classes of one name.
+    """
+    twice = next((name for name, n in Counter(names).items() if n > 1), None)
+    if twice is not None:
+        raise UserError(
+            f"{cfg.dataset}: two classes have the name '{twice}' (blanks around it do not count); rename one"
+        )
 
 
 def data_folder(cfg: Config) -> Path:

@@ -68,7 +68,9 @@ class Config:
     corrections: str | None = key(
         None, "CSV sample_id,action,label of checked train labels; action: keep, relabel or drop"
     )
-    flip: bool | None = key(None, "mirror half the train images (default: the data set's own; false for digits, text)")
+    flip: bool | None = key(
+        None, "mirror half the train images; false for digits, text, ... (default: the data set's own)"
+    )
     num_samples: int = key(64000, "Clothing1M: size of the class-balanced train subset; 0 = every listed image", low=0)
     imagenet_val: bool = key(True, "WebVision: test on ImageNet's validation images, too")
     num_workers: int = key(-1, "processes that read image files; -1 = one a core, at most 16; 0 = none", low=-1)
