@@ -11,6 +11,7 @@ import torch
 from datasets.base import Data, NoisyImages
 from datasets.image_files import ImageFiles
 from datasets.names import label_number, label_numbers
+from datasets.own_data import say
 from datasets.tables import read_table
 from utils.errors import UserError
 
@@ -52,9 +53,8 @@ def apply_corrections(data: Data, path: Path) -> Data:
     if len(given[kept].unique()) < 2:
         raise UserError(f"corrections={path}: fewer than two classes are left in the train split; drop or relabel less")
     count = Counter(decided.values())
-    print(
-        f"corrections={path}: {count['keep']} labels kept, {count['relabel']} replaced, {count['drop']} samples dropped",
-        flush=True,
+    say(
+        f"corrections={path}: {count['keep']} labels kept, {count['relabel']} replaced, {count['drop']} samples dropped"
     )
     return replace(data, train=_rows(replace(train, given=given), kept))
 

@@ -58,7 +58,7 @@ def _class_images(cfg: Config, root: Path, split: str) -> dict[str, list[str]]:
     empty = [name for name, ids in found.items() if not ids]
     if empty:
         say(f"image_folder: left out {len(empty)} folders of {top} without an image in them ({', '.join(empty[:3])})")
-    loose = [entry.name for entry in os.scandir(top) if _is_image(entry)]
+    loose = [entry.name for entry in _scan(str(top)) if _is_image(entry)]
     if loose:
         say(f"image_folder: left out {len(loose)} images in {top} that lie in no class folder ({loose[0]})")
     return {name: ids for name, ids in found.items() if ids}

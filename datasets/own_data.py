@@ -111,7 +111,7 @@ def outside(name: str, root: Path, source: str) -> UserError:
 
 def say(text: str) -> None:
     """A line for the reader, before there is a run to log it."""
-    print(text, flush=True)
+    print(text.encode(errors="backslashreplace").decode(), flush=True)  # a file's name need not be UTF-8
 
 
 def _links(folder: str) -> set[str]:

@@ -87,6 +87,13 @@ def test_a_folder_a_class(workdir, capsys):
     assert len(said) == 3
 
 
+def test_what_is_left_out_may_have_any_name(workdir, capsys):
+    write_folder("own")
+    Path(os.fsdecode(b"own/\xff.png")).touch()
+    assert len(build_data(settings("folder")).train) == 8
+    assert r"(\udcff.png)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("split", ["test", "val"])
 def test_train_and_test_folders(workdir, capsys, split):
     write_folder("own/train", ["b", "a", "c"], n=2)
