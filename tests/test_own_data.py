@@ -23,9 +23,11 @@ import main_real_phase1
 import main_real_phase2
 import main_small_loss
 from datasets import build_data
+from datasets.corrections import apply_corrections
 from datasets.names import codes
 from scripts import check_data
 from utils.config import Config, load_config
+from utils.errors import UserError
 
 TINY = ("--cfg", "tiny.yaml", "data_root=own", "num_workers=0", "batch_size=8", "epochs=1")
 FOLDER = (*TINY, "dataset=image_folder")
@@ -224,6 +226,8 @@ def test_a_name_that_is_a_number_is_taken_for_the_name(workdir):
     rows = [(path, {"cat": "1", "dog": "2"}[label]) for path, label in PLAIN[1:]]
     data = table_of([PLAIN[0], *rows], class_names=["2", "1"])
     assert data.train.given.tolist() == [1] * 4 + [0] * 4
+    with pytest.raises(UserError, match="line 10: label '0' is none of the 2 classes"):
+        table_of([PLAIN[0], *rows, ("cat/4.png", "0")], class_names=["2", "1"])
 
 
 def test_listing_opens_no_image_and_is_linear(workdir, monkeypatch):
@@ -303,7 +307,7 @@ def test_prompts_serve_every_data_set(workdir):
 
 def test_codes_are_warned_of(workdir, capsys):
     found = ["n01440764", "class_3", "Class 3", "0", "007", "A12", "label-4", "id42"]
-    words = ["cat", "golden retriever", "Audi A4", "Boeing 747", "three", "日本語", "Q", "B", "classical", "ID card"]
+    words = ["cat", "golden retriever", "Audi A4", "Boeing 747", "three", "日本語", "Q", "B", "classical", "top 10"]
     assert codes([*found, *words]) == found
     write_folder("own", ["n01440764", "dog"])
     build_data(settings("folder"))
@@ -419,7 +423,7 @@ def fix(name: str):
 
     def link(target: str, place: str):
         def make():
-            write_image(Path("elsewhere/x.png"))
+            write_image(Path(target.removesuffix("/x.png")) / "x.png")
             Path(place).symlink_to(Path(target).absolute())
             write_rows(
                 "labels.csv", *PLAIN, (place.removeprefix("own/") + ("" if place.endswith("png") else "/x.png"), "cat")
@@ -430,6 +434,7 @@ def fix(name: str):
     return {
         "nothing": lambda: None,
         "link": link("elsewhere/x.png", "own/cat/link.png"),
+        "sibling link": link("own-not/x.png", "own/cat/link.png"),
         "folder link": link("elsewhere", "own/cat/linked"),
         "loop": lambda: Path("own/cat/loop").symlink_to(Path("own").absolute()),
         "dotdot": rows(("../x.png", "cat")),
@@ -485,6 +490,7 @@ def fix(name: str):
         ("cut", (), "own/cat/1.png: cannot be read as an image"),
         ("not UTF-8", (), r"the file name 'cat/\udcff.png' is not UTF-8"),
         ("link", (), "'cat/link.png' leads outside data_root=own; move it there, or set allow_outside_root=true"),
+        ("sibling link", (), "'cat/link.png' leads outside data_root=own"),
         ("folder link", (), "'cat/linked' leads outside data_root=own"),
         ("loop", (), "leads back to a folder that it lies in"),
         ("few names", ("class_names=names.txt",), "1 names for the 2 class folders of own; give one a folder, in the order cat, dog"),
@@ -601,6 +607,7 @@ def test_corrections(workdir, capsys):
     old, new = before.train.fingerprint(), data.train.fingerprint()
     assert old["ids_sha256"] != new["ids_sha256"]
     assert old["labels_sha256"] != new["labels_sha256"]
+    assert apply_corrections(before, Path("fix.csv")).train.fingerprint() == new
     assert before.train.given.tolist() == [0, 0, 1, 1, 2, 2]
     assert "corrections=fix.csv: 1 labels kept, 2 replaced, 1 samples dropped" in capsys.readouterr().out
 
