@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from datasets import Batch, build_data, build_loaders
-from models import build_classifier, parameter_table
+from models import build_classifier, has_batch_statistics, parameter_table
 from utils.clean_set import clean_set_path, writable_clean_set
 from utils.config import Config, load_config
 from utils.engine import build_optimizer, build_schedule, evaluate, train_one_epoch
@@ -60,15 +60,16 @@ def train_baseline(cfg: Config, script: str, *, schedule: str) -> dict:
         if selects and not warming_up:
             judge_by_mixture(model, train, verdicts, run)
         trained_on = verdicts.selected.clone() if selects and not warming_up else torch.ones_like(verdicts.selected)
+        only = None if has_batch_statistics(model) else trained_on.cpu()  # the others count for nothing
 
         def step(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
             if cfg.lnl_methods == "TURN" and warming_up:  # linear probing
                 return generalised_cross_entropy(model.probe(batch.images).float(), batch.targets).mean(), {}
             losses = criterion(model(batch.images), batch.targets, batch.index)
-            chosen = trained_on[batch.index]
-            return masked_mean(losses, chosen), verdicts.batch_quality(batch.index, chosen) if selects else {}
+            quality = verdicts.batch_quality(batch.drawn, trained_on[batch.drawn]) if selects else {}
+            return masked_mean(losses, trained_on[batch.index]), quality
 
-        metrics = train_one_epoch(model, train, step, optimizer, run, epoch)
+        metrics = train_one_epoch(model, train, step, optimizer, run, epoch, only=only)
         metrics |= evaluate(model, tests, model, run)
         learning_rate.step()
         run.end_epoch(epoch, parts, metrics)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from datasets import Batch, build_data, build_loaders
-from models import build_classifier, parameter_table
+from models import build_classifier, has_batch_statistics, parameter_table
 from utils.clean_set import clean_set_path, load_clean_set, mask_sha256
 from utils.config import Config, load_config
 from utils.engine import build_optimizer, build_schedule, evaluate, train_one_epoch
@@ -33,17 +33,19 @@ def adapt(cfg: Config, script: str, *, schedule: str) -> dict:
     train, tests = build_loaders(cfg, data, model, run.device)
     optimizer = build_optimizer(cfg, model)
     learning_rate = build_schedule(cfg.lr_schedule or schedule, optimizer, cfg.epochs)
+    # Batches are drawn from all samples, as released; the rejected ones count for nothing, so they need not be computed
+    # where a sample's output does not depend on them.
+    only = None if has_batch_statistics(model) else selected
     selected = selected.to(run.device)
     parts = {"model": model, "optimizer": optimizer, "schedule": learning_rate}
 
     for epoch in run.epochs(parts):
 
         def step(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-            # Batches are drawn from all samples, as released; the rejected ones count for nothing.
             loss = masked_mean(cross_entropy(model(batch.images), batch.targets), selected[batch.index])
             return loss, {}
 
-        metrics = train_one_epoch(model, train, step, optimizer, run, epoch)
+        metrics = train_one_epoch(model, train, step, optimizer, run, epoch, only=only)
         metrics |= evaluate(model, tests, model, run)
         learning_rate.step()
         run.end_epoch(epoch, parts, metrics)

@@ -29,6 +29,7 @@ from datasets.tiny_imagenet import read_tiny_imagenet
 from datasets.transforms import RECIPES
 from datasets.webvision import read_webvision
 from utils.config import Config
+from utils.distributed import first_process_first
 from utils.errors import UserError
 
 __all__ = ["Batch", "Data", "Loader", "NoisyImages", "build_data", "build_loaders"]
@@ -40,7 +41,8 @@ def build_data(cfg: Config) -> Data:
     Raises:
         UserError: missing or damaged files, wrong class names, a noise file of other labels, corrections that do not fit.
     """
-    data = BUILDERS[cfg.dataset](cfg)
+    with first_process_first():
+        data = BUILDERS[cfg.dataset](cfg)
     if cfg.flip is not None:
         data = replace(data, recipe=replace(data.recipe, flip=cfg.flip))
     return apply_corrections(data, Path(cfg.corrections)) if cfg.corrections else data

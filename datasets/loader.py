@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,17 +13,23 @@ from torch.utils.data import DataLoader
 from datasets.base import NoisyImages
 from datasets.image_files import BatchReader, Pass, unchanged, unreadable_image
 from datasets.transforms import Recipe, eval_batch, finish_batch, train_batch
+from utils.distributed import gather_numbers, processes_here, share
 from utils.errors import UserError
 from utils.randomness import generator
 from utils.run import pins_memory
 
 
 class Batch(NamedTuple):
-    """Images ready for the model, float32 [B, 3, S, S]; their given labels and sample numbers, int64 [B]."""
+    """Images ready for the model, float32 [B, 3, S, S]; their given labels and sample numbers, int64 [B].
+
+    `drawn` [at least B] are the numbers of all samples that were drawn for the batch, those left out included. With
+    several processes `images` are this process's share of the B; labels and numbers are those of the whole batch.
+    """
 
     images: Tensor
     targets: Tensor
     index: Tensor
+    drawn: Tensor
 
 
 class Loader:
@@ -68,29 +74,39 @@ class Loader:
         """Batches a pass."""
         return self.n_batches
 
-    def shuffled(self, epoch: int) -> Iterator[Batch]:
-        """One epoch of training: random order, training transforms."""
+    def shuffled(self, epoch: int, only: Tensor | None = None) -> Iterator[Batch]:
+        """One epoch of training: random order, training transforms.
+
+        Args:
+            only: bool [N]; the other samples are drawn, but left out of their batches. A batch may end up empty.
+        """
         order = torch.randperm(len(self.data), generator=generator("order", self.seed, epoch))
-        if not self.in_memory:
-            yield from self._from_files(order, epoch)
-            return
-        for index in self._batches(order):
-            index = index.to(self.device)
-            images = train_batch(self.images[index], self.recipe, self.size, seed=self.seed, epoch=epoch, index=index)
-            yield Batch(images, self.targets[index], index)
+        return self._batches(order, epoch, only)
 
     def ordered(self) -> Iterator[Batch]:
         """One pass in order, with test transforms."""
-        order = torch.arange(len(self.data))
-        if not self.in_memory:
-            yield from self._from_files(order, None)
-            return
-        for index in self._batches(order):
-            index = index.to(self.device)
-            yield Batch(eval_batch(self.images[index], self.recipe, self.size), self.targets[index], index)
+        return self._batches(torch.arange(len(self.data)), None, None)
 
-    def _batches(self, order: Tensor) -> tuple[Tensor, ...]:
-        return order.split(self.batch_size)[: self.n_batches]
+    def _batches(self, order: Tensor, epoch: int | None, only: Tensor | None) -> Iterator[Batch]:
+        drawn = order.split(self.batch_size)[: self.n_batches]
+        index = drawn if only is None else [part[only.cpu()[part]] for part in drawn]
+        if not self.in_memory:
+            return self._from_files(drawn, index, epoch)
+        return self._from_memory(self._on_device(drawn), self._on_device(index), epoch)
+
+    def _on_device(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The numbers of all batches at once: a copy a batch would make the host wait for the device."""
+        return torch.cat(list(parts)).to(self.device).split([len(part) for part in parts])
+
+    def _from_memory(self, drawn: Sequence[Tensor], indices: Sequence[Tensor], epoch: int | None) -> Iterator[Batch]:
+        for whole, index in zip(drawn, indices):
+            own = share(index)
+            images = self.images[own]
+            if epoch is None:
+                images = eval_batch(images, self.recipe, self.size)
+            else:
+                images = train_batch(images, self.recipe, self.size, seed=self.seed, epoch=epoch, index=own)
+            yield Batch(images, self.targets[index], index, whole)
 
     def _start_reader(self, num_workers: int) -> DataLoader:
         workers: dict[str, Any] = {"persistent_workers": True, "prefetch_factor": 2} if num_workers else {}
@@ -105,21 +121,23 @@ class Loader:
             **workers,
         )
 
-    def _from_files(self, order: Tensor, epoch: int | None) -> Iterator[Batch]:
+    def _from_files(self, drawn: Sequence[Tensor], indices: Sequence[Tensor], epoch: int | None) -> Iterator[Batch]:
         self.passes += 1
         this_pass = self.passes
-        self.tasks.batches, self.tasks.epoch = self._batches(order), epoch
-        n_read = 0
-        for images, index, unreadable in _explained(self.reader):
+        self.tasks.batches, self.tasks.epoch = [share(index) for index in indices], epoch
+        n_read, n_asked = 0, sum(map(len, indices))
+        for whole, asked, (images, own, unreadable) in zip(drawn, indices, _explained(self.reader)):
             self._report(unreadable)
+            index = gather_numbers(own)
             n_read += len(index)
-            if len(index):
-                images, index = (x.to(self.device, non_blocking=True) for x in (images, index))
-                images = finish_batch(images, self.recipe, seed=self.seed, epoch=epoch, index=index)
-                yield Batch(images, self.targets[index], index)
+            if len(asked) and not len(index):
+                continue
+            images, own, index, whole = (x.to(self.device, non_blocking=True) for x in (images, own, index, whole))
+            images = finish_batch(images, self.recipe, seed=self.seed, epoch=epoch, index=own)
+            yield Batch(images, self.targets[index], index, whole)
             if this_pass != self.passes:  # the workers serve one pass at a time
                 raise RuntimeError("a second pass over this loader was started before the first one ended")
-        if not n_read:
+        if n_asked and not n_read:
             i, reason = next(iter(self.unreadable.items()))
             raise UserError(f"not one image of {self.data.dataset} can be read, e.g. {self.data.images[i]}: {reason}")
 
@@ -134,7 +152,7 @@ def worker_count(num_workers: int, n_batches: int) -> int:
     """Worker processes: as many as asked for (-1: one a usable core, at most 16), never more than there are batches."""
     if num_workers < 0:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        num_workers = min(cores, 16)
+        num_workers = min(max(1, cores // processes_here()), 16)
     return min(num_workers, n_batches)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from datasets.layout import Listing, by_folder
 from datasets.names import codes
 from utils.config import Config
+from utils.distributed import rank
 from utils.errors import UserError
 
 
@@ -111,6 +112,8 @@ def outside(name: str, root: Path, source: str) -> UserError:
 
 def say(text: str) -> None:
     """A line for the reader, before there is a run to log it."""
+    if rank() > 0:
+        return
     print(text.encode(errors="backslashreplace").decode(), flush=True)  # a file's name need not be UTF-8
 
 

@@ -5,6 +5,7 @@ What chance decides for an image (crop, flip) comes from `sample_hash`, so it de
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -64,43 +65,60 @@ RECIPES = {
 }
 
 
-def random_crop(images: Tensor, pad: int, *, seed: int, epoch: int, index: Tensor) -> Tensor:
-    """Zero-pad by `pad` and cut a window of the images' own size at a random place, per image: [B, C, H, W]."""
+def random_crop(images: Tensor, pad: int, *, flip: bool, seed: int, epoch: int, index: Tensor) -> Tensor:
+    """Zero-pad by `pad`, cut a window of the images' own size at a random place, and mirror every other one.
+
+    Per image: [B, C, H, W]. A window is mirrored by reading its columns backwards, which costs nothing.
+    """
     height, width = images.shape[-2:]
     top = sample_integers("crop-top", seed, epoch, index, 2 * pad + 1)
     left = sample_integers("crop-left", seed, epoch, index, 2 * pad + 1)
     rows = top[:, None] + torch.arange(height, device=images.device)
-    columns = left[:, None] + torch.arange(width, device=images.device)
+    columns = torch.arange(width, device=images.device).expand(len(images), -1)
+    if flip:
+        columns = torch.where(_mirrored(seed, epoch, index)[:, None], columns.flip(-1), columns)
+    columns = left[:, None] + columns
     padded = F.pad(images, (pad,) * 4)
     batch = torch.arange(len(images), device=images.device)
-    return padded[batch[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+    return padded[batch[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def random_flip(images: Tensor, *, seed: int, epoch: int, index: Tensor) -> Tensor:
     """Mirror each image with probability one half: [B, C, H, W]."""
-    mirrored = sample_integers("flip", seed, epoch, index, 2).bool()
-    return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+    return torch.where(_mirrored(seed, epoch, index)[:, None, None, None], images.flip(-1), images)
+
+
+def _mirrored(seed: int, epoch: int, index: Tensor) -> Tensor:
+    return sample_integers("flip", seed, epoch, index, 2).bool()
 
 
 def resize(images: Tensor, size: int) -> Tensor:
     """uint8 [B, 3, H, W] -> uint8 [B, 3, size, size], bilinear with antialiasing as torchvision resizes a PIL image."""
     if images.shape[-2:] == (size, size):
         return images
+    if not len(images):  # a share of a small batch
+        return images.new_empty(0, 3, size, size)
+    # A CPU interpolates pixel by pixel: fastest where the colours of a pixel lie side by side.
+    images = images.contiguous(memory_format=torch.channels_last)
     return tvf.resize(images, [size, size], interpolation=InterpolationMode.BILINEAR, antialias=True)
 
 
 def normalise(images: Tensor, recipe: Recipe) -> Tensor:
     """uint8 [B, 3, S, S] -> float32 with the data set's mean and standard deviation taken out."""
-    mean = torch.tensor(recipe.mean, device=images.device).view(1, 3, 1, 1) * 255
-    std = torch.tensor(recipe.std, device=images.device).view(1, 3, 1, 1) * 255
-    return (images.float() - mean) / std
+    mean, std = _statistics(recipe, images.device)
+    return images.contiguous().float().sub_(mean).div_(std)
+
+
+@functools.cache
+def _statistics(recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of uint8 values; kept on the device, as copying them would wait for it."""
+    return tuple(torch.tensor(x, device=device).view(1, 3, 1, 1) * 255 for x in (recipe.mean, recipe.std))
 
 
 def train_batch(images: Tensor, recipe: Recipe, size: int, *, seed: int, epoch: int, index: Tensor) -> Tensor:
     """Training transforms of array data: uint8 [B, 3, h, w] -> float32 [B, 3, size, size]."""
-    chance = {"seed": seed, "epoch": epoch, "index": index}
-    images = resize(random_crop(images, recipe.pad, **chance), size)
-    return normalise(random_flip(images, **chance) if recipe.flip else images, recipe)
+    window = random_crop(images, recipe.pad, flip=recipe.flip, seed=seed, epoch=epoch, index=index)
+    return normalise(resize(window, size), recipe)
 
 
 def eval_batch(images: Tensor, recipe: Recipe, size: int) -> Tensor:

@@ -7,14 +7,26 @@ from torch import nn
 from models.classifier import Classifier, ZeroShot
 from models.clip import load_clip
 from models.deft import Detector
+from models.memory import has_batch_statistics
 from models.timm_backbone import TimmClassifier, is_timm_name
 from utils.config import Config
+from utils.distributed import first_process_first
 from utils.randomness import seeded
+
+__all__ = [
+    "Detector",
+    "build_classifier",
+    "build_detector",
+    "build_zero_shot",
+    "has_batch_statistics",
+    "parameter_table",
+]
 
 
 def build_detector(cfg: Config, class_names: list[str]) -> Detector:
     """Phase 1: CLIP with adapters and two prompts."""
-    clip, tokenizer = load_clip(cfg)
+    with first_process_first():
+        clip, tokenizer = load_clip(cfg)
     with seeded("detector", cfg.seed):
         return Detector(clip, tokenizer, cfg, class_names)
 
@@ -22,16 +34,18 @@ def build_detector(cfg: Config, class_names: list[str]) -> Detector:
 def build_classifier(cfg: Config, class_names: list[str]) -> nn.Module:
     """Phase 2 and baselines: a backbone of CLIP or timm with a new linear head."""
     if is_timm_name(cfg.backbone):
-        with seeded("classifier", cfg.seed):
+        with first_process_first(), seeded("classifier", cfg.seed):
             return TimmClassifier(cfg, len(class_names))
-    clip, _ = load_clip(cfg)
+    with first_process_first():
+        clip, _ = load_clip(cfg)
     with seeded("classifier", cfg.seed):
         return Classifier(clip, cfg, len(class_names))
 
 
 def build_zero_shot(cfg: Config, class_names: list[str]) -> ZeroShot:
     """Label-match: CLIP without any training."""
-    clip, tokenizer = load_clip(cfg)
+    with first_process_first():
+        clip, tokenizer = load_clip(cfg)
     return ZeroShot(clip, tokenizer, class_names)
 
 

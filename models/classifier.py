@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from models.clip import Tokenizer
+from models.memory import in_parts
 from models.peft import ImageTower
 from models.prompts import TextTower, encode_text
 from utils.config import Config
+from utils.distributed import gather
 
 
 class LinearHead(nn.Module):
@@ -20,11 +22,11 @@ class LinearHead(nn.Module):
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(images))
+        return self.head(gather(self.features(images)))
 
     def probe(self, images: Tensor) -> Tensor:
         """The same logits, but only the head learns from them (linear probing)."""
-        return self.head(self.features(images).detach())
+        return self.head(gather(self.features(images).detach()))
 
 
 class Classifier(LinearHead):
@@ -56,6 +58,6 @@ class ZeroShot(nn.Module):
         self.register_buffer("weight", clip.logit_scale.exp() * text.T)
 
     def forward(self, images: Tensor) -> Tensor:
-        features = self.visual(images.to(self.visual.conv1.weight.dtype)).float()
+        features = gather(in_parts(self.visual, images.to(self.visual.conv1.weight.dtype), 1)).float()
         with torch.autocast(features.device.type, enabled=False):  # as the detector's cosines, in float32
             return nn.functional.normalize(features, dim=-1) @ self.weight.float()

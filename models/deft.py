@@ -10,6 +10,7 @@ from models.clip import Tokenizer
 from models.peft import ImageTower
 from models.prompts import DualPrompts, TextTower
 from utils.config import Config
+from utils.distributed import gather
 
 
 class Detector(nn.Module):
@@ -18,7 +19,7 @@ class Detector(nn.Module):
     def __init__(self, clip: nn.Module, tokenizer: Tokenizer, cfg: Config, class_names: list[str]) -> None:
         super().__init__()
         self.text = TextTower(clip)
-        self.prompts = DualPrompts(self.text, tokenizer, class_names, cfg.n_ctx, cfg.class_token_position)
+        self.prompts = DualPrompts(self.text, tokenizer, class_names, cfg)
         self.tower = ImageTower(clip.visual, cfg)
         self.image_size = self.tower.image_size
         self.statistics = None  # as in the paper, images are normalised by the data set's own
@@ -30,9 +31,7 @@ class Detector(nn.Module):
 
     def text_features(self) -> tuple[Tensor, Tensor]:
         """Unit-length positive and negative text features T+ and T-, [C, embed_dim] each."""
-        positive = self.text(self.prompts.sequences(self.prompts.pos_ctx), self.prompts.end)
-        negative = self.text(self.prompts.sequences(self.prompts.neg_ctx), self.prompts.end)
-        return positive, negative
+        return self.prompts(self.text)
 
     def forward(self, images: Tensor, text: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Logits s I.T+ and s I.T- of every class, [B, C] each.
@@ -41,7 +40,7 @@ class Detector(nn.Module):
         `text` takes features computed before (evaluation encodes the prompts once, not once a batch).
         """
         positive, negative = self.text_features() if text is None else text
-        image = self.image_features(images).float()
+        image = gather(self.image_features(images)).float()
         # A cosine times 100 in half precision would be off by half a logit.
         with torch.autocast(image.device.type, enabled=False):
             scale = self.logit_scale.float()

@@ -5,14 +5,20 @@ Formulas follow the released scripts of the paper where these run, except `Adapt
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
+from models.memory import in_parts, recomputed
 from utils.config import Config
+
+# Queries, keys and values, [B, heads, L, d] each -> [B, heads, L, d].
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class LoRA(nn.Module):
@@ -77,14 +83,42 @@ class BlockAdapters(nn.Module):
         self.ssf = nn.ModuleDict({k: ScaleShift(w) for k, w in widths.items()} if cfg.ssf else {})
 
 
-def run_block(block: nn.Module, x: Tensor, *, adapters: BlockAdapters | None = None, causal: bool = False) -> Tensor:
+def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Every query attends to every key: [B, heads, L, d] each."""
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Each token attends to itself and those before it (text tower): [B, heads, L, d] each."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def run_block(
+    block: nn.Module,
+    x: Tensor,
+    *,
+    attend: Attend = sdpa,
+    adapters: BlockAdapters | None = None,
+    context: Tensor | None = None,
+    keep: slice | Tensor | None = None,
+) -> Tensor:
     """One pre-norm residual block of open_clip, with what `adapters` adds.
 
     Args:
         x: tokens, [B, L, width].
-        causal: each token sees itself and those before it (text tower).
+        attend: who sees whom.
+        context: further tokens [n, width], the same for the whole batch, that are seen but do not go on: their keys and
+            values are computed once.
+        keep: which tokens go on (None: all); the others are only seen.
     """
-    x = x + block.ls_1(_attention(block.attn, block.ln_1(x), adapters, causal))
+    q, k, v = _heads(block, x, adapters)
+    if keep is not None:
+        x, q = x[:, keep], q[:, :, keep]
+    if context is not None:
+        _, k_context, v_context = (t.expand(len(x), -1, -1, -1) for t in _heads(block, context[None], adapters))
+        k, v = torch.cat([k, k_context], dim=2), torch.cat([v, v_context], dim=2)
+    attended = attend(q, k, v).transpose(1, 2).flatten(-2)
+    x = x + block.ls_1(_ssf(adapters, "attn_out", block.attn.out_proj(attended)))
     mlp = block.ls_2(_mlp(block.mlp, block.ln_2(x), adapters))
     if adapters is not None and adapters.adapter is not None:
         mlp = mlp + adapters.adapter(mlp)
@@ -97,13 +131,13 @@ def _ssf(adapters: BlockAdapters | None, place: str, x: Tensor) -> Tensor:
     return adapters.ssf[place](x) if adapters is not None and place in adapters.ssf else x
 
 
-def _attention(attn: nn.MultiheadAttention, x: Tensor, adapters: BlockAdapters | None, causal: bool) -> Tensor:
+def _heads(block: nn.Module, x: Tensor, adapters: BlockAdapters | None) -> list[Tensor]:
+    """Queries, keys and values of tokens [B, L, width]: [B, heads, L, d] each."""
+    attn, x = block.attn, block.ln_1(x)
     q, k, v = _ssf(adapters, "attn_in", F.linear(x, attn.in_proj_weight, attn.in_proj_bias)).chunk(3, dim=-1)
     if adapters is not None and adapters.lora_q is not None:
         q, v = q + adapters.lora_q(x), v + adapters.lora_v(x)
-    q, k, v = (t.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-    return _ssf(adapters, "attn_out", attn.out_proj(out.transpose(1, 2).flatten(-2)))
+    return [t.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for t in (q, k, v)]
 
 
 def _mlp(mlp: nn.Sequential, x: Tensor, adapters: BlockAdapters | None) -> Tensor:
@@ -126,6 +160,8 @@ class ImageTower(nn.Module):
         # VPT (Jia et al., 2022): uniform as Xavier's rule for the patch embedding.
         bound = math.sqrt(6 / (3 * math.prod(visual.patch_size) + width))
         adapted = range(self.n_frozen, len(blocks))
+        self.deep = cfg.vpt_deep
+        self.accum_steps, self.grad_checkpointing = cfg.accum_steps, cfg.grad_checkpointing
         prompted = set(adapted) if cfg.vpt_deep else {self.n_frozen} if cfg.vpt_shallow else set()
         self.adapters = nn.ModuleDict(
             {str(i): BlockAdapters(cfg, width, mlp_width, bound, prompted=i in prompted) for i in adapted}
@@ -150,15 +186,20 @@ class ImageTower(nn.Module):
                     parameter.requires_grad_(True)
 
     def forward(self, images: Tensor) -> Tensor:
+        return in_parts(self._encode, images, self.accum_steps)
+
+    def _encode(self, images: Tensor) -> Tensor:
         x = self._tokens(images)
-        n_prompts = 0
-        for i, block in enumerate(self.visual.transformer.resblocks):
+        run = functools.partial(recomputed, run_block) if self.grad_checkpointing else run_block
+        blocks = self.visual.transformer.resblocks
+        for i, block in enumerate(blocks):
             adapters = self.adapters[str(i)] if str(i) in self.adapters else None
-            if adapters is not None and adapters.prompt is not None:
-                prompt = adapters.prompt.to(x.dtype).expand(len(x), -1, -1)
-                x = torch.cat([x[:, : x.shape[1] - n_prompts], prompt], dim=1)
-                n_prompts = prompt.shape[1]
-            x = run_block(block, x, adapters=adapters)
+            prompt = None if adapters is None or adapters.prompt is None else adapters.prompt.to(x.dtype)
+            if prompt is not None and not self.deep:  # VPT-shallow: the prompts go on with the patches
+                x, prompt = torch.cat([x, prompt.expand(len(x), -1, -1)], dim=1), None
+            # Only the class token is read; and of VPT-deep's prompts nothing, as each block has its own.
+            keep = slice(0, 1) if i == len(blocks) - 1 else None
+            x = run(block, x, adapters=adapters, context=prompt, keep=keep)
         return self.visual.ln_post(x[:, 0])
 
     def _tokens(self, images: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from models.classifier import LinearHead
 from models.clip import quiet_hub, read_state_dict, require_same_architecture
+from models.memory import has_batch_statistics, in_parts
 from utils.config import Config
 from utils.errors import UserError
 
@@ -40,13 +41,23 @@ class TimmClassifier(LinearHead):
         if asked:
             raise UserError(f"backbone {cfg.backbone}: {asked[0]} adapts CLIP's image tower only; use finetune=true")
         self.tower = _load(cfg).requires_grad_(bool(cfg.finetune))
+        self.accum_steps = cfg.accum_steps
+        self._save_memory(cfg)
         self.head = nn.Linear(getattr(self.tower, "head_hidden_size", self.tower.num_features), n_classes)
         facts = timm.data.resolve_model_data_config(self.tower)
         self.image_size = cfg.resolution or facts["input_size"][-1]
         self.statistics = (tuple(facts["mean"]), tuple(facts["std"]))
 
     def features(self, images: Tensor) -> Tensor:
-        return self.tower(images.to(self.head.weight.dtype))
+        return in_parts(self.tower, images.to(self.head.weight.dtype), self.accum_steps)
+
+    def _save_memory(self, cfg: Config) -> None:
+        if cfg.grad_checkpointing:
+            self.tower.set_grad_checkpointing(True)
+        if cfg.accum_steps > 1 and has_batch_statistics(self.tower):
+            raise UserError(
+                f"backbone {cfg.backbone}: its batch norm needs whole batches; use accum_steps=1 with a smaller batch_size"
+            )
 
 
 def _load(cfg: Config) -> nn.Module:

@@ -267,9 +267,9 @@ def learning_rates(monkeypatch) -> list[float]:
 
     seen, original = [], engine.train_one_epoch
 
-    def spy(model, loader, step, optimizer, run, epoch):
+    def spy(model, loader, step, optimizer, run, epoch, **options):
         seen.append(optimizer.param_groups[0]["lr"])
-        return original(model, loader, step, optimizer, run, epoch)
+        return original(model, loader, step, optimizer, run, epoch, **options)
 
     for module in (main_phase1, main_phase2, main_small_loss, main_baseline):
         monkeypatch.setattr(module, "train_one_epoch", spy)

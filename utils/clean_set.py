@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from utils.config import REAL_NOISE, Config
+from utils.distributed import rank
 from utils.errors import UserError
 from utils.files import write_atomically, write_text
 
@@ -64,7 +65,8 @@ def save_clean_set(path: Path, selected: Tensor, fingerprint: Fingerprint, *, ru
     # Without its .json a set is taken as it is; so the old .json goes first and the new one comes last.
     facts_path = path.with_suffix(".json")
     try:
-        facts_path.unlink(missing_ok=True)
+        if rank() == 0:
+            facts_path.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{facts_path}: cannot be replaced ({error.strerror}); choose another clean_set") from None
     write_atomically(path, lambda file: torch.save(selected, file))

@@ -102,6 +102,9 @@ class Config:
     class_token_position: str = key(
         "end", "where the class name stands among the context vectors", choices=("end", "middle", "front")
     )
+    text_chunk: int = key(
+        1000, "class prompts encoded at a time; with more classes they are encoded again going backward; 0 = all", low=0
+    )
 
     # Optimisation
     epochs: int = key(10, "passes over the train set", low=1)
@@ -129,6 +132,12 @@ class Config:
         "amp",
         "fp32, amp (mixed, fp32 master weights), bf16 (mixed, always bfloat16), fp16 (half weights, as released)",
         choices=("fp32", "amp", "bf16", "fp16"),
+    )
+    tf32: bool = key(False, "fp32 matrix products in TensorFloat-32 (faster on CUDA, about 3 digits)")
+    compile: bool = key(False, "torch.compile the towers (minutes at the start, faster steps)")
+    grad_checkpointing: bool = key(False, "compute the image tower's blocks again going backward: less memory, slower")
+    accum_steps: int = key(
+        1, "the image tower takes each batch in so many parts, each computed again going backward; same update", low=1
     )
 
     # Files

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from utils.config import Config
+from utils.distributed import average_gradients
 from utils.metrics import RunningMeans
 from utils.run import Run
 
@@ -35,18 +35,30 @@ def build_schedule(name: str, optimizer: torch.optim.Optimizer, epochs: int) -> 
 
 
 def train_one_epoch(
-    model: nn.Module, loader: Any, step: Step, optimizer: torch.optim.Optimizer, run: Run, epoch: int
+    model: nn.Module,
+    loader: Any,
+    step: Step,
+    optimizer: torch.optim.Optimizer,
+    run: Run,
+    epoch: int,
+    *,
+    only: Tensor | None = None,
 ) -> dict[str, float]:
-    """Minimise `step` over one epoch of the loader; returns the epoch's means, images and seconds."""
+    """Minimise `step` over one epoch of the loader; returns the epoch's means, images and seconds.
+
+    Args:
+        only: bool [N]; batches are drawn from all samples, and the others left out of them.
+    """
     model.train()
     means, n_images, started = RunningMeans(), 0, time.perf_counter()
     title = f"epoch {epoch}/{run.cfg.epochs}"
-    bar = tqdm(loader.shuffled(epoch), title, len(loader), unit="batch", leave=False, disable=None)
+    bar = run.progress(loader.shuffled(epoch, only), title, len(loader))
     for i, batch in enumerate(bar):
         with run.autocast():
             loss, scalars = step(batch)
         optimizer.zero_grad(set_to_none=True)
         run.scaler.scale(loss).backward()
+        average_gradients(model.parameters())
         run.scaler.step(optimizer)
         run.scaler.update()
         means.add(loss=loss, **scalars)
@@ -61,7 +73,7 @@ def train_one_epoch(
 def map_batches(model: nn.Module, loader: Any, function: Callable[[Any], Tensor], run: Run, *, title: str) -> Tensor:
     """`function` of every batch of an ordered pass, in evaluation mode; the results in order, [N, ...] on the device."""
     model.eval()
-    bar = tqdm(loader.ordered(), title, len(loader), unit="batch", leave=False, disable=None)
+    bar = run.progress(loader.ordered(), title, len(loader))
     with run.autocast():
         return torch.cat([function(batch) for batch in bar])
 

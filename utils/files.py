@@ -8,15 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+from utils.distributed import rank
 from utils.errors import UserError
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it into place.
+    """Let `write` fill a temporary file beside `path`, then rename it into place. Of several processes, the first does.
 
     Raises:
         UserError: the folder or disk does not take the file; `path` is then as it was.
     """
+    if rank() > 0:
+        return
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from utils.clean_set import save_clean_set
+from utils.distributed import gather_objects
 from utils.files import write_text
 from utils.metrics import selection_quality
 from utils.run import Run
@@ -52,7 +53,10 @@ def report_selection(run: Run, data: Any, verdicts: Verdicts, path: Path, *, rul
 def report_unreadable(run: Run, loaders: dict[str, Any]) -> dict[str, int]:
     """Say which images were left out (`skip_unreadable`) and list them in unreadable.csv; returns their number."""
     rows = [
-        (split, loader.data.ids[i], why) for split, loader in loaders.items() for i, why in loader.unreadable.items()
+        (split, loader.data.ids[i], why)
+        for split, loader in loaders.items()
+        for unreadable in gather_objects(loader.unreadable)
+        for i, why in unreadable.items()
     ]
     if rows:
         path = run.folder / "unreadable.csv"

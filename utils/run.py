@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from utils.checkpoint import read_checkpoint, restore, save_checkpoint
 from utils.config import Config, dump_config
+from utils.distributed import local_rank, processes_here, rank, world
 from utils.errors import UserError
 from utils.files import write_text
 
@@ -76,13 +77,25 @@ class Run:
 
     def say(self, text: str) -> None:
         """A line for the reader and log.txt."""
+        if rank() > 0:
+            return
         tqdm.write(text, file=sys.stdout)
         with (self.folder / "log.txt").open("a", encoding="utf-8") as log:
             log.write(text + "\n")
 
+    def progress(self, batches: Iterable[Any], title: str, total: int) -> tqdm:
+        """A bar over batches, where somebody watches."""
+        return tqdm(batches, title, total, unit="batch", leave=False, disable=None if rank() == 0 else True)
+
     def place(self, module: nn.Module) -> nn.Module:
-        """Move a module to the device, in the precision of the run."""
-        return module.to(self.device, torch.float16) if self.half_weights else module.to(self.device)
+        """Move a module to the device, in the precision of the run, compiled if the settings say so."""
+        module.to(self.device, torch.float16 if self.half_weights else None)
+        if self.device.type == "cuda" and world() > 1:
+            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        if self.cfg.compile:
+            for part in module.children():  # what happens between the parts talks to other processes
+                part.compile(fullgraph=True, dynamic=True)
+        return module
 
     def autocast(self) -> torch.autocast:
         """Context of forward passes and losses."""
@@ -173,16 +186,18 @@ def start_run(cfg: Config, script: str, inputs: dict[str, Any]) -> Run:
         UserError: a device that is not there, a folder that cannot be written, a checkpoint of another run.
     """
     run = Run(cfg, script, choose_device(cfg), inputs)
+    torch.set_float32_matmul_precision("high" if cfg.tf32 else "highest")
     run.read_saved()
     write_text(run.folder / "config.yaml", dump_config(cfg))
-    if not cfg.resume:
+    if not cfg.resume and rank() == 0:
         read = Path(cfg.clean_set).resolve() if cfg.clean_set else None  # phase 2 may read it from this very folder
         for path in (run.folder / name for name in OUTPUTS):
             if read is None or path.resolve() not in (read, read.with_suffix(".json")):
                 path.unlink(missing_ok=True)
     write_text(run.folder / "env.json", json.dumps(_environment(run.device), indent=1) + "\n")
+    processes = f"{world()} processes, " if world() > 1 else ""
     run.say(
-        f"{script}: {cfg.dataset}, {cfg.noise_tag}, seed {cfg.seed}, {cfg.backbone} on {run.device}, {run.precision} -> {run.folder}"
+        f"{script}: {cfg.dataset}, {cfg.noise_tag}, seed {cfg.seed}, {cfg.backbone} on {processes}{run.device}, {run.precision} -> {run.folder}"
     )
     return run
 
@@ -200,11 +215,16 @@ def choose_device(cfg: Config) -> torch.device:
     """The device of the settings; `auto` takes CUDA, then MPS, then the CPU."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     name = next(n for n in available if available[n]) if cfg.device == "auto" else cfg.device
+    if world() > 1 and name == "mps":
+        raise UserError("several processes need CUDA devices or CPUs: use device=cpu, or start one process")
     if not available[name]:
         raise UserError(f"device={name} is not available here; use device=auto")
     if name == "cuda" and cfg.gpuid >= torch.cuda.device_count():
         raise UserError(f"gpuid={cfg.gpuid}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
-    return torch.device("cuda", cfg.gpuid) if name == "cuda" else torch.device(name)
+    if name == "cuda" and world() > 1 and local_rank() >= torch.cuda.device_count():
+        raise UserError(f"{processes_here()} processes on a machine of {torch.cuda.device_count()} CUDA devices")
+    number = cfg.gpuid if world() == 1 else local_rank()
+    return torch.device("cuda", number) if name == "cuda" else torch.device(name)
 
 
 def pins_memory(device: torch.device) -> bool:
@@ -232,6 +252,7 @@ def _environment(device: torch.device) -> dict[str, Any]:
         **{name: version(name) for name in packages},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or device.type,
         "threads": torch.get_num_threads(),
+        "processes": world(),
         "git_commit": _git_commit(),
         "command": sys.argv,
     }
