@@ -16,6 +16,7 @@ from datasets.clothing1m import read_clothing1m
 from datasets.corrections import apply_corrections
 from datasets.cub import read_cub
 from datasets.digits import read_digits
+from datasets.image_cache import ImageCache
 from datasets.image_files import ImageFiles, small_pixels
 from datasets.image_folder import read_image_folder
 from datasets.image_table import read_image_table
@@ -26,7 +27,7 @@ from datasets.noise_file import noisy_labels
 from datasets.own_data import OwnData
 from datasets.stanford_cars import read_stanford_cars
 from datasets.tiny_imagenet import read_tiny_imagenet
-from datasets.transforms import RECIPES
+from datasets.transforms import RECIPES, Recipe, resized_side
 from datasets.webvision import read_webvision
 from utils.config import Config
 from utils.distributed import first_process_first
@@ -67,10 +68,23 @@ def build_loaders(cfg: Config, data: Data, model: Any, device: torch.device) -> 
             max_steps=cfg.max_steps,
             num_workers=cfg.num_workers,
             skip_unreadable=cfg.skip_unreadable,
+            caches=_image_caches(cfg, split, recipe, model.image_size),
         )
 
     tests = {"test": data.test, **data.extra_tests} if data.test else data.extra_tests
     return loader(data.train), {name: loader(split) for name, split in tests.items()}
+
+
+def _image_caches(cfg: Config, split: NoisyImages, recipe: Recipe, size: int) -> dict[int, ImageCache]:
+    """Room for the resized images of a split of files, by the side they are resized to in training and in tests."""
+    if cfg.cache == "none" or isinstance(split.images, torch.Tensor):
+        return {}
+    sides = {resized_side(recipe, size, training=training) for training in (True, False)}
+    ids = split.fingerprint()["ids_sha256"][:8]
+    folder = Path(cfg.cache_dir) if cfg.cache == "disk" else None
+    kind = "shorter" if recipe.keep_aspect else "square"
+    paths = {side: folder and folder / f"{cfg.dataset}-{ids}-{kind}{side}.rgb" for side in sides}
+    return {side: ImageCache(len(split), side, keep_aspect=recipe.keep_aspect, path=paths[side]) for side in sides}
 
 
 # ------------------------------------------------------------- one a data set

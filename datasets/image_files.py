@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms.v2 import functional as tvf
 
-from datasets.transforms import Recipe, eval_crop, train_crop
+from datasets.image_cache import ImageCache
+from datasets.transforms import Recipe, crop_file, resize_file, resized_side
 from utils.errors import UserError
 
 
@@ -116,8 +117,9 @@ class BatchReader(Dataset):
     process border arrives with a page of traceback in its message.
     """
 
-    def __init__(self, recipe: Recipe, size: int, seed: int) -> None:
-        self.recipe, self.size, self.seed = recipe, size, seed
+    def __init__(self, recipe: Recipe, size: int, seed: int, caches: dict[int, ImageCache]) -> None:
+        """`caches`: of resized images, by their side; none for images that are to be decoded anew."""
+        self.recipe, self.size, self.seed, self.caches = recipe, size, seed, caches
 
     def __getitem__(self, task: Task) -> tuple[Tensor, Tensor, dict[int, str]]:
         images, kept, unreadable = [], [], {}
@@ -131,11 +133,15 @@ class BatchReader(Dataset):
         return stacked, torch.tensor(kept, dtype=torch.int64), unreadable
 
     def _read(self, path: str, i: int, epoch: int | None) -> Tensor:
-        image = read_image(path)
+        training = epoch is not None
+
+        def resized() -> Image.Image:
+            return resize_file(read_image(path), self.recipe, self.size, training=training)
+
+        cache = self.caches.get(resized_side(self.recipe, self.size, training=training))
         try:
-            if epoch is None:
-                return tvf.pil_to_tensor(eval_crop(image, self.recipe, self.size))
-            return tvf.pil_to_tensor(train_crop(image, self.recipe, self.size, seed=self.seed, epoch=epoch, index=i))
+            image = resized() if cache is None else cache.read(i, path, resized)
+            return tvf.pil_to_tensor(crop_file(image, self.size, seed=self.seed, epoch=epoch, index=i))
         except ValueError as error:
             raise UnreadableImageError(_reason(error)) from None
 

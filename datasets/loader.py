@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datasets.base import NoisyImages
+from datasets.image_cache import ImageCache
 from datasets.image_files import BatchReader, Pass, unchanged, unreadable_image
 from datasets.transforms import Recipe, eval_batch, finish_batch, train_batch
 from utils.distributed import gather_numbers, processes_here, share
@@ -55,9 +56,10 @@ class Loader:
         max_steps: int = 0,
         num_workers: int = 0,
         skip_unreadable: bool = False,
+        caches: dict[int, ImageCache] | None = None,
     ) -> None:
         self.data, self.recipe, self.size, self.batch_size, self.seed = data, recipe, size, batch_size, seed
-        self.device, self.skip_unreadable = device, skip_unreadable
+        self.device, self.skip_unreadable, self.caches = device, skip_unreadable, caches or {}
         self.unreadable: dict[int, str] = {}
         self.targets = data.given.to(device)
         n_batches = -(-len(data) // batch_size)
@@ -110,8 +112,10 @@ class Loader:
 
     def _start_reader(self, num_workers: int) -> DataLoader:
         workers: dict[str, Any] = {"persistent_workers": True, "prefetch_factor": 2} if num_workers else {}
+        if num_workers and self.caches:
+            workers["multiprocessing_context"] = "fork"  # what is to be shared cannot be sent
         return DataLoader(
-            BatchReader(self.recipe, self.size, self.seed),
+            BatchReader(self.recipe, self.size, self.seed, self.caches),
             sampler=self.tasks,
             batch_size=None,  # a task is a batch already
             collate_fn=unchanged,

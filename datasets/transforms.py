@@ -126,28 +126,34 @@ def eval_batch(images: Tensor, recipe: Recipe, size: int) -> Tensor:
     return normalise(resize(images, size), recipe)
 
 
-def train_crop(image: Image.Image, recipe: Recipe, size: int, *, seed: int, epoch: int, index: int) -> Image.Image:
-    """Training transform of an image file up to its crop: enlarged resize, then a random window of `size` pixels.
+def resized_side(recipe: Recipe, size: int, *, training: bool) -> int:
+    """Side that image files are resized to before `size` pixels square are cut from them."""
+    return round(size * 256 / 224) if training or recipe.center_crop else size
+
+
+def resize_file(image: Image.Image, recipe: Recipe, size: int, *, training: bool) -> Image.Image:
+    """First half of the transforms of an image file, the same in every epoch: its shorter side, or both, resized.
 
     Raises:
         ValueError: an image so narrow that resizing it would take more pixels than Pillow's limit.
     """
-    image = _enlarge(image, recipe, size)
+    side = resized_side(recipe, size, training=training)
+    if not recipe.keep_aspect:
+        return tvf.resize(image, [side, side], interpolation=InterpolationMode.BILINEAR)
+    proportion = max(image.size) / min(image.size)
+    if side**2 * proportion > (Image.MAX_IMAGE_PIXELS or math.inf):
+        raise ValueError(f"{image.width}x{image.height} pixels are too narrow a shape to resize")
+    return tvf.resize(image, [side], interpolation=InterpolationMode.BILINEAR)
+
+
+def crop_file(image: Image.Image, size: int, *, seed: int, epoch: int | None, index: int) -> Image.Image:
+    """Second half: a random window of `size` pixels square, or its middle for the test transform (`epoch` is None)."""
+    if epoch is None:
+        return tvf.center_crop(image, [size, size])
     number = torch.tensor([index])
     top = sample_integers("crop-top", seed, epoch, number, image.height - size + 1).item()
     left = sample_integers("crop-left", seed, epoch, number, image.width - size + 1).item()
     return image.crop((left, top, left + size, top + size))
-
-
-def eval_crop(image: Image.Image, recipe: Recipe, size: int) -> Image.Image:
-    """Test transform of an image file: resized to `size` pixels square, or the middle of the enlarged resize.
-
-    Raises:
-        ValueError: as `train_crop`.
-    """
-    if not recipe.center_crop:
-        return tvf.resize(image, [size, size], interpolation=InterpolationMode.BILINEAR)
-    return tvf.center_crop(_enlarge(image, recipe, size), [size, size])
 
 
 def finish_batch(images: Tensor, recipe: Recipe, *, seed: int, epoch: int | None, index: Tensor) -> Tensor:
@@ -160,14 +166,3 @@ def finish_batch(images: Tensor, recipe: Recipe, *, seed: int, epoch: int | None
     if epoch is not None and recipe.flip:
         images = random_flip(images, seed=seed, epoch=epoch, index=index)
     return normalise(images, recipe)
-
-
-def _enlarge(image: Image.Image, recipe: Recipe, size: int) -> Image.Image:
-    """Resize to round(size * 256 / 224): the shorter side, or both."""
-    enlarged = round(size * 256 / 224)
-    if not recipe.keep_aspect:
-        return tvf.resize(image, [enlarged, enlarged], interpolation=InterpolationMode.BILINEAR)
-    proportion = max(image.size) / min(image.size)
-    if enlarged**2 * proportion > (Image.MAX_IMAGE_PIXELS or math.inf):
-        raise ValueError(f"{image.width}x{image.height} pixels are too narrow a shape to resize")
-    return tvf.resize(image, [enlarged], interpolation=InterpolationMode.BILINEAR)

@@ -27,7 +27,7 @@ from datasets.clothing1m import balanced_subset
 from datasets.image_files import BatchReader, Task, small_pixels, unchanged
 from datasets.layout import Listing, check_files
 from datasets.loader import worker_count
-from datasets.transforms import RECIPES, Recipe, eval_crop, train_crop
+from datasets.transforms import RECIPES, Recipe, crop_file, resize_file
 from utils.config import Config
 from utils.errors import UserError
 
@@ -271,6 +271,14 @@ def reference_resize(dataset: str, size: int, *, train: bool) -> list:
     return [tv.Resize((size, size))]
 
 
+def eval_crop(image: Image.Image, recipe: Recipe, size: int) -> Image.Image:
+    return crop_file(resize_file(image, recipe, size, training=False), size, seed=0, epoch=None, index=0)
+
+
+def train_crop(image: Image.Image, recipe: Recipe, size: int, **chance: int) -> Image.Image:
+    return crop_file(resize_file(image, recipe, size, training=True), size, **chance)
+
+
 @pytest.mark.parametrize("size", [224, 32])
 @pytest.mark.parametrize("dataset", FILE_SETS)
 def test_test_transform_is_torchvisions(dataset, size, tmp_path):
@@ -343,7 +351,7 @@ def test_every_colour_mode_becomes_rgb(tmp_path, mode):
 
 def read(paths: list[Path], recipe: Recipe = RECIPES["clothing1m"]) -> tuple:
     """A batch of these files as a worker makes it, under the test transform for 16 pixels."""
-    return BatchReader(recipe, 16, seed=0)[Task([*range(len(paths))], [str(path) for path in paths], None)]
+    return BatchReader(recipe, 16, 0, {})[Task([*range(len(paths))], [str(path) for path in paths], None)]
 
 
 # ----------------------------------------------------------------- workers

@@ -74,6 +74,10 @@ class Config:
     num_samples: int = key(64000, "Clothing1M: size of the class-balanced train subset; 0 = every listed image", low=0)
     imagenet_val: bool = key(True, "WebVision: test on ImageNet's validation images, too")
     num_workers: int = key(-1, "processes that read image files; -1 = one a core, at most 16; 0 = none", low=-1)
+    cache: str = key(
+        "none", "keep resized image files: ram, disk (in cache_dir), or none", choices=("none", "ram", "disk")
+    )
+    cache_dir: str = key("cache", "folder of cache=disk")
     skip_unreadable: bool = key(False, "leave out images that cannot be read, instead of stopping at the first")
 
     # Backbone and what of it is trained

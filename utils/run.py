@@ -40,6 +40,8 @@ FREE_ON_RESUME = {
     "allow_outside_root",
     "download",
     "num_workers",
+    "cache",
+    "cache_dir",
     "noise_file",
 }
 # What an earlier run may have left in the folder.

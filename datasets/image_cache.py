@@ -1,0 +1,77 @@
+"""Resized images, kept so that later epochs need not decode their files again (`cache=ram` and `cache=disk`)."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+
+from utils.errors import UserError
+
+# Slots of images that keep their proportions are this much longer than square: photographs fit, panoramas are decoded anew.
+LONGEST = 1.5
+HEAD = struct.Struct("<qIHH")  # time stamp of the image file, checksum of the pixels, width, height
+
+
+class ImageCache:
+    """N slots for RGB images whose shorter side is `side`; worker processes, forked from this one, fill and read them.
+
+    A slot counts only while its file has the time stamp that it was filled at and its pixels their checksum: neither a
+    replaced image nor a machine that went down while writing leaves a wrong one behind. Only what is written takes room.
+    """
+
+    def __init__(self, n: int, side: int, *, keep_aspect: bool, path: Path | None) -> None:
+        """`path`: the file to keep it in, or None for memory.
+
+        Raises:
+            UserError: more memory than there is, a folder that cannot be written, a system that lacks what is needed.
+        """
+        self.room = side * int(side * (LONGEST if keep_aspect else 1)) * 3
+        self.slot = HEAD.size + self.room
+        self.file = _open_memory(n * self.slot) if path is None else _open_file(path)
+
+    def read(self, i: int, path: str, resized: Callable[[], Image.Image]) -> Image.Image:
+        """Image `i`, from its slot or else by `resized()`, which then fills the slot."""
+        try:
+            stamp = os.stat(path).st_mtime_ns  # noqa: PTH116 (one Path object a sample is slow)
+        except OSError:
+            return resized()  # which says what is wrong
+        content = os.pread(self.file, self.slot, i * self.slot)
+        if len(content) >= HEAD.size:
+            known, checksum, width, height = HEAD.unpack_from(content)
+            pixels = content[HEAD.size :][: width * height * 3]
+            if known == stamp and zlib.crc32(pixels) == checksum:
+                return Image.frombytes("RGB", (width, height), pixels)
+        image = resized()
+        pixels = image.tobytes()
+        if len(pixels) <= self.room:
+            self._write(i, HEAD.pack(stamp, zlib.crc32(pixels), image.width, image.height) + pixels)
+        return image
+
+    def _write(self, i: int, content: bytes) -> None:
+        try:
+            os.pwrite(self.file, content, i * self.slot)
+        except OSError:
+            return  # a full disk: what is not kept is decoded
+
+
+def _open_memory(n_bytes: int) -> int:
+    if not hasattr(os, "memfd_create"):
+        raise UserError("cache=ram needs Linux, where worker processes share memory: use cache=disk")
+    if n_bytes > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        raise UserError(f"cache=ram would take {n_bytes / 2**30:.1f} GiB, more memory than there is: use cache=disk")
+    return os.memfd_create("images")
+
+
+def _open_file(path: Path) -> int:
+    if not hasattr(os, "pread"):
+        raise UserError("cache=disk needs Linux or macOS: use cache=none")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(f"cache=disk: {path} cannot be written ({error.strerror}): choose another cache_dir") from None
