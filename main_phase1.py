@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> dict:
 def detect(cfg: Config, script: str, method: Callable[..., dict[str, Tensor]], *, schedule: str, rule: str) -> dict:
     """Train a detector with `method` (`deft_step` here), and write what it selected in the last epoch."""
     data = build_data(cfg)
-    detector = build_detector(cfg, data.class_names)
+    detector = build_detector(cfg, data.prompt_names)
     path = writable_clean_set(clean_set_path(cfg))
     run = start_run(cfg, script, data.train.fingerprint())
     run.say(parameter_table(detector))

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> dict:
         "small_loss": (build_classifier, small_loss),
         "label_match": (build_zero_shot, label_match),
     }[cfg.strategy]
-    model = build(cfg, data.class_names)
+    model = build(cfg, data.prompt_names)
     run = start_run(cfg, "main_small_loss", data.train.fingerprint())
     path = writable_clean_set(clean_set_path(cfg, run.folder))
     run.say(parameter_table(model))

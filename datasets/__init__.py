@@ -13,14 +13,18 @@ import torch
 from datasets.base import Data, NoisyImages, array_ids, as_images, class_names
 from datasets.cifar import plain_name, read_cifar, read_human_labels
 from datasets.clothing1m import read_clothing1m
+from datasets.corrections import apply_corrections
 from datasets.cub import read_cub
 from datasets.digits import read_digits
 from datasets.image_cache import ImageCache
 from datasets.image_files import ImageFiles, small_pixels
+from datasets.image_folder import read_image_folder
+from datasets.image_table import read_image_table
 from datasets.layout import Listing
 from datasets.loader import Batch, Loader
 from datasets.noise import Pixels, instance_dependent_noise, synthetic_noise
 from datasets.noise_file import noisy_labels
+from datasets.own_data import OwnData
 from datasets.stanford_cars import read_stanford_cars
 from datasets.tiny_imagenet import read_tiny_imagenet
 from datasets.transforms import RECIPES, Recipe, resized_side
@@ -36,10 +40,13 @@ def build_data(cfg: Config) -> Data:
     """The data set of the settings with its noisy labels.
 
     Raises:
-        UserError: missing or damaged files, wrong class names, a noise file of other labels.
+        UserError: missing or damaged files, wrong class names, a noise file of other labels, corrections that do not fit.
     """
     with first_process_first():
-        return BUILDERS[cfg.dataset](cfg)
+        data = BUILDERS[cfg.dataset](cfg)
+    if cfg.flip is not None:
+        data = replace(data, recipe=replace(data.recipe, flip=cfg.flip))
+    return apply_corrections(data, Path(cfg.corrections)) if cfg.corrections else data
 
 
 def build_loaders(cfg: Config, data: Data, model: Any, device: torch.device) -> tuple[Loader, dict[str, Loader]]:
@@ -64,7 +71,7 @@ def build_loaders(cfg: Config, data: Data, model: Any, device: torch.device) -> 
             caches=_image_caches(cfg, split, recipe, model.image_size),
         )
 
-    tests = {"test": data.test, **data.extra_tests}
+    tests = {"test": data.test, **data.extra_tests} if data.test else data.extra_tests
     return loader(data.train), {name: loader(split) for name, split in tests.items()}
 
 
@@ -114,12 +121,20 @@ def _webvision(cfg: Config) -> Data:
     return _real_file_data(cfg, *read_webvision(cfg), n_classes=50)
 
 
+def _image_folder(cfg: Config) -> Data:
+    return _own_data(cfg, read_image_folder(cfg))
+
+
+def _image_table(cfg: Config) -> Data:
+    return _own_data(cfg, read_image_table(cfg))
+
+
 # -------------------------------------------------------------- one a kind
 
 
 def _array_data(cfg: Config, train: tuple, test: tuple, *, n_classes: int) -> Data:
     """Data of (images uint8 [N, h, w, 3], true labels [N]) a split, with the settings' noise on the train labels."""
-    names = class_names(cfg, n_classes)
+    names, prompts = class_names(cfg, n_classes)
     (images, true), (test_images, test_labels) = train, test
 
     def pixels(rows: np.ndarray) -> np.ndarray:  # channel-first order, as released
@@ -133,7 +148,7 @@ def _array_data(cfg: Config, train: tuple, test: tuple, *, n_classes: int) -> Da
         given = noisy_labels(cfg, true, lambda: _draw_noise(cfg, true, n_classes, pixels))
     train_split = _split(cfg, images, given, torch.from_numpy(true), _noise_name(cfg))
     test_split = _split(cfg, test_images, test_labels, torch.from_numpy(test_labels))
-    return Data(train_split, test_split, names, RECIPES[cfg.dataset])
+    return Data(train_split, test_split, names, RECIPES[cfg.dataset], prompts=prompts)
 
 
 def _file_data(cfg: Config, train: Listing, test: Listing, *, n_classes: int, **variant: bool) -> Data:
@@ -144,7 +159,7 @@ def _file_data(cfg: Config, train: Listing, test: Listing, *, n_classes: int, **
     """
     if cfg.noise_tag == "real":
         raise _no_human_labels(cfg)
-    names = class_names(cfg, n_classes)
+    names, prompts = class_names(cfg, n_classes)
     train_split, test_split = _file_split(cfg, train), _file_split(cfg, test)
 
     def pixels(rows: np.ndarray) -> np.ndarray:
@@ -152,15 +167,27 @@ def _file_data(cfg: Config, train: Listing, test: Listing, *, n_classes: int, **
 
     given = noisy_labels(cfg, train.labels, lambda: _draw_noise(cfg, train.labels, n_classes, pixels, **variant))
     noisy = replace(train_split, given=torch.from_numpy(given), noise=_noise_name(cfg))
-    return Data(noisy, test_split, names, RECIPES[cfg.dataset])
+    return Data(noisy, test_split, names, RECIPES[cfg.dataset], prompts=prompts)
 
 
 def _real_file_data(cfg: Config, train: Listing, test: Listing, extra: dict[str, Listing], *, n_classes: int) -> Data:
     """Data of image files whose train labels are wrong by nature: nobody knows the true ones."""
-    names = class_names(cfg, n_classes)
+    names, prompts = class_names(cfg, n_classes)
     train_split = replace(_file_split(cfg, train), true=None, noise=_noise_name(cfg))
     extra_tests = {name: _file_split(cfg, listing) for name, listing in extra.items()}
-    return Data(train_split, _file_split(cfg, test), names, RECIPES[cfg.dataset], extra_tests)
+    return Data(train_split, _file_split(cfg, test), names, RECIPES[cfg.dataset], extra_tests, prompts)
+
+
+def _own_data(cfg: Config, own: OwnData) -> Data:
+    """Images of the user's own. They come to a model as its pretraining saw them: the digits' CLIP has its own way."""
+    true = None if own.true is None else torch.from_numpy(own.true)
+    train = replace(_file_split(cfg, own.train), true=true, noise=_noise_name(cfg))
+    test = _file_split(cfg, own.test) if own.test else None
+    recipe = RECIPES[cfg.dataset]
+    if cfg.backbone == "digits":
+        digits = RECIPES["digits"]
+        recipe = replace(recipe, mean=digits.mean, std=digits.std, flip=digits.flip)
+    return Data(train, test, own.names, recipe, prompts=own.prompts)
 
 
 def _split(cfg: Config, images: np.ndarray, given: np.ndarray, true: torch.Tensor, noise: str = "clean") -> NoisyImages:
@@ -198,4 +225,6 @@ BUILDERS: dict[str, Callable[[Config], Data]] = {
     "cub-200-2011": _cub,
     "clothing1m": _clothing1m,
     "webvision": _webvision,
+    "image_folder": _image_folder,
+    "image_table": _image_table,
 }

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.names import given_names
 from datasets.transforms import Recipe
 from utils.config import Config
 from utils.errors import UserError
@@ -62,14 +63,23 @@ class Data:
     """A train split with doubtful labels, a test split with true ones, and what goes with both.
 
     Attributes:
+        test: None where there is no test split.
+        class_names: in label order, as reports show them.
         extra_tests: further test splits by name; a model is tested on them as on `test`, with the same transform.
+        prompts: what prompts say instead of the names, in label order; empty: the names themselves.
     """
 
     train: NoisyImages
-    test: NoisyImages
+    test: NoisyImages | None
     class_names: list[str]
     recipe: Recipe
     extra_tests: dict[str, NoisyImages] = field(default_factory=dict)
+    prompts: list[str] = field(default_factory=list)
+
+    @property
+    def prompt_names(self) -> list[str]:
+        """What stands for each class in a prompt, in label order."""
+        return self.prompts or self.class_names
 
 
 def labels_sha256(labels: np.ndarray) -> str:
@@ -87,27 +97,22 @@ def as_images(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))
 
 
-def class_names(cfg: Config, n_classes: int) -> list[str]:
-    """Names for the prompts: the settings' own, or those shipped for the data set.
+def class_names(cfg: Config, n_classes: int) -> tuple[list[str], list[str]]:
+    """(names, prompts) in label order, as `Data` holds them: the settings' own, or those shipped for the data set.
 
     Raises:
         UserError: a file that is missing, or another number of names than classes.
     """
-    names = cfg.class_names
-    source = "class_names"
-    if names is None:
-        names, source = shipped_names(cfg.dataset), f"the names of {cfg.dataset}"
-    if isinstance(names, str):
-        try:
-            names = Path(names).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"class_names: {cfg.class_names} cannot be read ({error})") from None
-    names = [name.strip() for name in names if name.strip()]
+    given = given_names(cfg)
+    names = given.names if given else shipped_names(cfg.dataset)
+    source = "class_names" if given else f"the names of {cfg.dataset}"
     if len(names) != n_classes:
         raise UserError(
             f"{source}: {len(names)} names for the {n_classes} classes of {cfg.dataset}; give exactly one a class, in label order"
         )
-    return names
+    if given and given.keys:
+        raise UserError(f"class_names: {cfg.class_names}: the column index must hold the numbers 0 to {n_classes - 1}")
+    return names, given.prompts if given else []
 
 
 def shipped_names(dataset: str) -> list[str]:

@@ -225,11 +225,8 @@ def check_files(cfg: Config, listing: Listing, source: Path) -> Listing:
     Raises:
         UserError: missing files; `source` is the list that names them.
     """
-    by_folder: dict[str, list[str]] = {}
-    for name in listing.ids:
-        by_folder.setdefault(name.rpartition("/")[0], []).append(name)
     missing: list[str] = []
-    for below, names in by_folder.items():
+    for below, names in by_folder(listing.ids).items():
         present = {f"{below}/{entry}" if below else entry for entry in _names(listing.folder / below)}
         missing += [name for name in names if name not in present]
     if missing and not (cfg.skip_unreadable and len(missing) < len(listing.ids)):
@@ -238,6 +235,14 @@ def check_files(cfg: Config, listing: Listing, source: Path) -> Listing:
             f"{source} names {missing[0]}{others}, not to be found in {listing.folder}{_still_packed(listing.folder, missing[0])}; complete the images, or set skip_unreadable=true to go on without those"
         )
     return listing
+
+
+def by_folder(ids: Sequence[str]) -> dict[str, list[str]]:
+    """Ids by the folder they lie in."""
+    result: dict[str, list[str]] = {}
+    for name in ids:
+        result.setdefault(name.rpartition("/")[0], []).append(name)
+    return result
 
 
 def _names(folder: Path) -> list[str]:

@@ -47,6 +47,7 @@ class Recipe:
 _CIFAR10 = Recipe((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), pad=4)
 _CIFAR100 = Recipe((0.507, 0.487, 0.441), (0.267, 0.256, 0.276), pad=4)
 _CLOTHING = ((0.6959, 0.6537, 0.6371), (0.3113, 0.3192, 0.3214))
+_OWN = Recipe(*CLIP, keep_aspect=True, center_crop=True)
 RECIPES = {
     # Digits are not mirrored: a mirrored 2 is no 2.
     "digits": Recipe((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), pad=1, flip=False),
@@ -59,6 +60,8 @@ RECIPES = {
     "cub-200-2011": Recipe(*IMAGENET),
     "clothing1m": Recipe(*_CLOTHING, keep_aspect=True, center_crop=True),
     "webvision": Recipe(*IMAGENET, center_crop=True),
+    "image_folder": _OWN,
+    "image_table": _OWN,
 }
 
 

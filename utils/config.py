@@ -24,7 +24,7 @@ from utils.errors import UserError
 
 NOISE_MODES = ("sym", "asym", "str", "idn", "real")
 # Labels that are wrong by nature; `noise_mode` and `noise_ratio` do not apply to these.
-REAL_NOISE = ("cifar10n", "cifar100n", "clothing1m", "webvision")
+REAL_NOISE = ("cifar10n", "cifar100n", "clothing1m", "webvision", "image_folder", "image_table")
 DATASETS = ("digits", "cifar10", "cifar100", "tiny_imagenet", "stanford_cars", "cub-200-2011", *REAL_NOISE)
 
 
@@ -48,7 +48,13 @@ class Config:
 
     # Data and its noise
     dataset: str = key("digits", "data set", choices=DATASETS)
-    data_root: str = key("data", "folder that holds the data sets")
+    data_root: str = key("data", "folder that holds the data sets; for image_folder and image_table that of the images")
+    table: str | None = key(
+        None, "image_table: CSV, TSV or Parquet file with path and label (split, true_label) of each image"
+    )
+    allow_outside_root: bool = key(
+        False, "image_folder, image_table: read images that paths or links put outside data_root, too"
+    )
     download: bool = key(True, "fetch CIFAR when it is missing; false never touches the network")
     noise_mode: str = key(
         "sym", "label noise (symmetric, pair flip, structured, instance dependent, human)", choices=NOISE_MODES
@@ -56,7 +62,14 @@ class Config:
     noise_ratio: float = key(0.4, "share of the train labels that are redrawn", low=0, below=1)
     noise_file: str | None = key(None, "where the noisy labels are kept (default: <data_root>/noise/...)")
     class_names: list[str] | str | None = key(
-        None, "names for the prompts: a list, or a text file with one name a line (default: the data set's own)"
+        None,
+        "names for the prompts: a list, a text file of one name a line, or a CSV index,name[,prompt] (default: the data set's own)",
+    )
+    corrections: str | None = key(
+        None, "CSV sample_id,action,label of checked train labels; action: keep, relabel or drop"
+    )
+    flip: bool | None = key(
+        None, "mirror half the train images; false for digits, text, ... (default: the data set's own)"
     )
     num_samples: int = key(64000, "Clothing1M: size of the class-balanced train subset; 0 = every listed image", low=0)
     imagenet_val: bool = key(True, "WebVision: test on ImageNet's validation images, too")

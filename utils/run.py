@@ -43,6 +43,8 @@ FREE_ON_RESUME = {
     "output_dir",
     "weights_dir",
     "data_root",
+    "table",
+    "allow_outside_root",
     "download",
     "num_workers",
     "cache",
