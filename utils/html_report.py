@@ -20,7 +20,7 @@ from utils.thumbnails import thumbnails
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_SHOWN = 2000  # pictures in the gallery; what is more is in samples.csv
-MAX_PICTURE_BYTES = 8_000_000  # of all pictures together: leaves room for the rest of a page of 10 MB
+MAX_PICTURE_BYTES = 7_500_000  # of all pictures together: leaves room for the rest of a page of 10 MB
 FEW, LARGE_SIDE, SMALL_SIDE = 400, 320, 160  # so few pictures may be larger, in pixels
 SHOWN_ROWS, MAX_ROWS = 10, 1000  # of a table of classes or pairs: at once, and when unfolded
 
@@ -51,12 +51,14 @@ def write_report(
     history: list[dict],
     audit: Any = None,
     rival_scores: dict[str, Tensor] | None = None,
+    plots: Path | None = None,
 ) -> list[Path]:
-    """Write the page, and its plots as PNG into the folder `plots` beside it; the same inputs give the same bytes.
+    """Write the page; the same inputs give the same bytes.
 
     Args:
         data: the data set of the run (`datasets.Data`).
         history, audit, rival_scores: see `utils.findings.find`.
+        plots: a folder that gets the charts as PNG, too.
 
     Returns:
         The paths of all files written.
@@ -80,7 +82,7 @@ def write_report(
         shown_rows=SHOWN_ROWS,
     )
     write_text(path, page)
-    return [path, *write_plots(path.parent / "plots", findings)]
+    return [path, *(write_plots(plots, findings) if plots else [])]
 
 
 def _source(name: str) -> Markup:
@@ -105,14 +107,14 @@ def _headlines(findings: Findings, history: list[dict]) -> list[Headline]:
     )
     result = [
         Headline(f"{findings.n_seen:,}", "labels looked at", looked_at),
-        Headline(f"{len(findings.suspicious):,}", "suspicious", f"{findings.suspicious_share:.1f} % of those looked at"),
+        Headline(f"{len(findings.suspicious):,}", "suspicious", "the run does not trust them"),
     ]  # fmt: skip
     if findings.noise_rate is not None:
         low_high = "{:.1f} to {:.1f} %".format(*findings.interval) if findings.interval else "without an interval"
-        result.append(Headline(f"{findings.noise_rate:.1f} %", "estimated share of wrong labels", low_high))
+        result.append(Headline(f"{findings.noise_rate:.1f} %", "wrong labels, estimated", low_high))
     else:
         share = f"{findings.suspicious_share:.1f} %"
-        result.append(Headline(share, "estimated share of wrong labels", "counted: the suspicious ones"))
+        result.append(Headline(share, "wrong labels, estimated", "the suspicious ones, counted"))
     if findings.quality:
         note = "precision {precision:.1f} %, recall {recall:.1f} % of the trusted labels".format(**findings.quality)
         result.append(Headline(f"{findings.quality['f1']:.1f} %", "F1 against the true labels", note))

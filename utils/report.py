@@ -69,7 +69,12 @@ def write_page(run: Run, data: Any, verdicts: Verdicts, path: Path, *, rule: str
         },
     )
     written = write_report(
-        run.folder / "report.html", run_facts=facts, data=data, verdicts=verdicts, history=run.history
+        run.folder / "report.html",
+        run_facts=facts,
+        data=data,
+        verdicts=verdicts,
+        history=run.history,
+        plots=run.folder / "plots",
     )
     run.say(f"wrote {written[0]} and {len(written) - 1} plots: open it in a browser to judge the suspicious labels")
 

@@ -92,7 +92,7 @@ function saveCorrections() {
 function showProgress() {
   const count = (action) => [...actions.values()].filter((a) => a === action).length;
   at("progress").textContent =
-    `${actions.size.toLocaleString("en")} of ${plural(data.ids.length)} judged: ` +
+    `${actions.size.toLocaleString("en")} of ${data.ids.length.toLocaleString("en")} judged: ` +
     `${count("keep")} right, ${count("relabel")} relabelled, ${count("drop")} dropped`;
   at("save").disabled = at("clear").disabled = actions.size === 0;
 }
@@ -245,6 +245,7 @@ function applyFilters() {
   rendered = active = 0;
   render(BATCH);
   activate(0);
+  if (rendered) at("gallery").style.setProperty("--card-height", `${at("gallery").firstChild.offsetHeight}px`);
   watchTheEnd();
   at("shown").textContent = visible.length ? `${plural(visible.length)} shown` : "No sample passes these filters.";
 }
