@@ -138,7 +138,7 @@ def test_an_audit_is_shown_as_far_as_it_goes(tmp_path, kind):
     audit = kind(noise_rate=31.25, interval=(28.5, 33.75), by_class=[("猫", 8, 62.5, 51.5, 70.5)])
     page = visible_text(written(tmp_path, audit=audit))
     assert "31.2 % 28.5 to 33.8 %" in page
-    assert "62.5 % (51.5 to 70.5) of 8" in page
+    assert "62 % (52 to 70) of 8" in page
     assert "cat → قطة 3" in page  # no pairs in the audit: counted
 
 

@@ -172,7 +172,7 @@ def _class_rows(findings: Findings, gallery: dict, class_names: list[str]) -> li
     for c in findings.classes[:MAX_ROWS]:
         filters = (numbers[c.name],) if numbers.get(c.name) in shown else None
         known = c.low is not None and c.high is not None
-        text = f"{c.rate:.1f} %" + (f" ({c.low:.1f} to {c.high:.1f})" if known else "") + f" of {c.n:,}"
+        text = f"{c.rate:.0f} % ({c.low:.0f} to {c.high:.0f}) of {c.n:,}" if known else f"{c.rate:.1f} % of {c.n:,}"
         rows.append(Row((c.name,), filters, text, c.rate, (c.low, c.high) if known else None))
     return rows
 

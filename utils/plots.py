@@ -65,7 +65,9 @@ def _draw_histogram(axes: Axes, histogram: Histogram) -> None:
     for (name, counts), colour in zip(histogram.groups.items(), COLOURS):
         axes.bar(edges[:-1], counts, 1 / N_BINS, bottom, align="edge", label=name, color=colour, edgecolor="white")
         bottom += counts
-    axes.set(title="How trustworthy the labels look", xlabel="label score (low = suspicious)", ylabel="samples")
+    axes.set(xlabel="label score (low = suspicious)", ylabel="samples")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.figure.suptitle("How trustworthy the labels look")
     axes.legend(frameon=False)
 
 
@@ -75,19 +77,22 @@ def _draw_classes(axes: Axes, classes: list[ClassNoise]) -> None:
         if c.low is not None and c.high is not None:
             axes.plot([c.low, c.high], [row, row], color="black", linewidth=1)
     _name_rows(axes, [c.name for c in classes])
-    axes.set(title="Share of labels that look wrong, by given class", xlabel="%")
+    axes.set_xlabel("%")
+    axes.figure.suptitle("Share of labels that look wrong, by given class")
 
 
 def _draw_pairs(axes: Axes, pairs: list[Pair]) -> None:
     axes.barh(range(len(pairs)), [p.count for p in pairs], color=COLOURS[0])
     _name_rows(axes, [f"{p.given} → {p.suggested}" for p in pairs])
-    axes.set(title="Most confused pairs: given → suggested", xlabel="samples")
+    axes.set_xlabel("samples")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.figure.suptitle("Most confused pairs: given → suggested")
 
 
 def _name_rows(axes: Axes, names: list[str]) -> None:
     axes.figure.set_figheight(max(2.0, 1.2 + 0.22 * len(names)))
     axes.set_yticks(range(len(names)), [n if len(n) <= 40 else f"{n[:39]}…" for n in names])
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.4, -0.6)
 
 
 def _draw_lines(axes: Axes, chart: LineChart) -> None:
@@ -95,7 +100,8 @@ def _draw_lines(axes: Axes, chart: LineChart) -> None:
         axes.plot(line.x, line.y, color=colour, linestyle=dashes, label=line.name)
         if len(line.x) == 1:
             axes.plot(line.x, line.y, "o", color=colour)
-    axes.set(title=chart.title, xlabel=chart.x_label, ylabel=chart.y_label)
+    axes.set(xlabel=chart.x_label, ylabel=chart.y_label)
+    axes.figure.suptitle(chart.title)
     if chart.x_label == "epoch":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if chart.limits:

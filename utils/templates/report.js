@@ -1,6 +1,7 @@
 "use strict";
 
 const BATCH = 60; // cards added at a time
+const LONG_ID = 28; // letters: of a longer one a card shows the end
 const PIXELATED = 64; // pixels: smaller pictures keep their squares when enlarged
 const ACTIONS = { keep: "label is right", relabel: "use suggestion", drop: "drop" };
 const KEYS = { k: "keep", s: "relabel", d: "drop", u: null };
@@ -120,17 +121,23 @@ function pixelate(image) {
   image.classList.toggle("pixelated", Math.max(image.naturalWidth, image.naturalHeight) <= PIXELATED);
 }
 
-function fact(list, name, value, kind = "") {
-  list.append(element("dt", { textContent: name }), element("dd", { textContent: value, dir: "auto", className: kind, title: value }));
+function fact(list, name, value, kind = "", title = value) {
+  list.append(element("dt", { textContent: name }), element("dd", { textContent: value, dir: "auto", className: kind, title }));
 }
 
-function facts(list, i) {
+// Paths differ at their end.
+function shortened(id) {
+  const letters = [...id];
+  return letters.length > LONG_ID ? `…${letters.slice(1 - LONG_ID).join("")}` : id;
+}
+
+function facts(list, i, whole = false) {
   list.replaceChildren();
   fact(list, "given", className(data.given[i]));
   fact(list, "suggested", className(data.suggested[i]));
   if (data.true) fact(list, "true", className(data.true[i]));
   fact(list, "score", data.scores[i].toFixed(3), "quiet");
-  fact(list, "id", data.ids[i], "quiet id");
+  fact(list, "id", whole ? data.ids[i] : shortened(data.ids[i]), "quiet", data.ids[i]);
   return list;
 }
 
@@ -265,8 +272,9 @@ function view(position) {
     shown.onload = () => pixelate(shown);
     [shown.src, shown.alt] = [image.src, image.alt];
   }
-  at("viewer-title").textContent = `${className(data.given[i])} → ${className(data.suggested[i])}`;
-  facts(at("viewer-facts"), i);
+  const labels = [data.given[i], data.suggested[i]].map((label) => element("bdi", { textContent: className(label) }));
+  at("viewer-title").replaceChildren(labels[0], " → ", labels[1]);
+  facts(at("viewer-facts"), i, true);
   showVerdict(at("viewer-verdicts").children, i);
   at("position").textContent = `${(position + 1).toLocaleString("en")} of ${visible.length.toLocaleString("en")}`;
   at("previous").disabled = position === 0;
