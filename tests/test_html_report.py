@@ -445,6 +445,14 @@ def test_verdicts_are_kept_and_saved_as_csv(show, tmp_path):
     window.open(tmp_path / "report.html")
     assert window.js("return actions.size") == 0
 
+    written(tmp_path, data)
+    window.open(tmp_path / "report.html")
+    assert window.js("return actions.size") == 4
+    window.click("#clear")  # and "yes" to the question that follows
+    wait_for(lambda: window.js("return actions.size") == 0)
+    window.open(tmp_path / "report.html")
+    assert window.js("return actions.size") == 0
+
 
 @needs_browser
 def test_the_keyboard_does_everything(show):
@@ -525,11 +533,20 @@ def test_many_samples_are_rendered_as_they_are_needed(show):
     assert window.js(FOCUS) == "pets/1497.png"
     assert len(window.js(SHOWN)) == 500
     window.js("document.getElementById('search').focus()")
-    in_sight = """const box = document.activeElement.getBoundingClientRect();
-                  return document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2).id"""
-    wait_for(lambda: window.js(in_sight) == "search")  # not under the bar that stays at the top
     window.press(*"pets/14")
     assert len(window.js(SHOWN)) == window.js("return visible.length") < 60
+
+
+@needs_browser
+def test_what_has_the_focus_is_not_under_the_bar_that_stays_at_the_top(show):
+    window = show(pets(300))
+    window.js("document.querySelector('.sample').focus({ preventScroll: true })")
+    below = "document.querySelectorAll('.sample')[columns()].getBoundingClientRect().top"
+    window.js(f"scrollTo(0, scrollY + {below} - 20)")
+    assert window.js(f"return {below}") == pytest.approx(20, abs=1)
+    window.press("ArrowDown")
+    bar = window.js("return document.querySelector('.bar-top').getBoundingClientRect().bottom")
+    wait_for(lambda: window.js("return document.activeElement.getBoundingClientRect().top") >= bar)
 
 
 @needs_browser
