@@ -38,8 +38,11 @@ class ImageFiles(Sequence[str]):
         return os.path.join(self.folder, self.names[i])  # noqa: PTH118 (one Path object a sample is slow)
 
 
-def read_image(path: str) -> Image.Image:
+def read_image(path: str, *, at_least: int | None = None) -> Image.Image:
     """Decode a file of any colour mode into an RGB image.
+
+    Args:
+        at_least: a smaller decoding will do, of so many pixels or more in both directions: many times faster for JPEG.
 
     Raises:
         UnreadableImageError: missing, truncated, not an image, or of more pixels than Pillow's limit against
@@ -51,6 +54,8 @@ def read_image(path: str) -> Image.Image:
                 raise ValueError(
                     f"{image.width}x{image.height} pixels, more than the limit of {Image.MAX_IMAGE_PIXELS}"
                 )
+            if at_least is not None:
+                image.draft("RGB", (at_least, at_least))
             return image.convert("RGB")
     except Exception as error:  # Pillow's decoders fail in many ways
         raise UnreadableImageError(_reason(error)) from None

@@ -150,6 +150,7 @@ class Config:
     clean_set: str | None = key(
         None, "selected set to write in phase 1 and to read in phase 2 (default: phase1/<dataset>/<noise>.pt)"
     )
+    report: bool = key(False, "write report.html and plots of the selection, for looking at suspicious labels")
     resume: bool = key(False, "go on from the run folder's checkpoint (--resume)")
 
     @property

@@ -31,15 +31,17 @@ COLUMNS = (
 
 
 def report_selection(run: Run, data: Any, verdicts: Verdicts, path: Path, *, rule: str) -> dict[str, Any]:
-    """Write the selected set to `path` and samples.csv; returns the summary's share on the selection.
+    """Write the selected set to `path`, samples.csv, and with `report` the page; returns the summary's share on the selection.
 
     Args:
         data: the data set of the run (`datasets.Data`).
-        rule: how the samples were selected, in words, for the selected set's .json.
+        rule: how the samples were selected, in words, for the selected set's .json and the page.
     """
     train, selected = data.train, verdicts.selected.cpu()
     save_clean_set(path, selected, train.fingerprint(), rule=rule, seed=run.cfg.seed)
     write_samples(run.folder / "samples.csv", train.ids, train.given, train.true, verdicts, data.class_names)
+    if run.cfg.report:
+        write_page(run, data, verdicts, path, rule=rule)
     last = run.history[-1] if run.history else {}
     return {
         **selection_quality(selected, train.is_clean),
@@ -48,6 +50,34 @@ def report_selection(run: Run, data: Any, verdicts: Verdicts, path: Path, *, rul
         "n_samples": len(selected),
         "n_selected": int(selected.sum()),
     }
+
+
+def write_page(run: Run, data: Any, verdicts: Verdicts, path: Path, *, rule: str) -> None:
+    """report.html and plots/*.png in the run folder. `path`: the selected set, which the page names."""
+    from utils.html_report import RunFacts, write_report  # matplotlib takes a second to import
+
+    cfg = run.cfg
+    facts = RunFacts(
+        title=f"{cfg.dataset}, {cfg.noise_tag}",
+        rule=rule,
+        settings={"script": run.script, "backbone": cfg.backbone, "epochs": str(cfg.epochs), "seed": str(cfg.seed)},
+        files={
+            str(run.folder / "samples.csv"): "the verdict on every sample",
+            str(path): "the selected set, for phase 2",
+            str(run.folder / "summary.json"): "the figures of the run",
+            str(run.folder / "plots"): "the charts of this page as pictures",
+            "corrections.csv": "your verdicts, once you save them here",
+        },
+    )
+    written = write_report(
+        run.folder / "report.html",
+        run_facts=facts,
+        data=data,
+        verdicts=verdicts,
+        history=run.history,
+        plots=run.folder / "plots",
+    )
+    run.say(f"wrote {written[0]} and {len(written) - 1} plots: open it in a browser to judge the suspicious labels")
 
 
 def report_unreadable(run: Run, loaders: dict[str, Any]) -> dict[str, int]:

@@ -50,7 +50,9 @@ FREE_ON_RESUME = {
     "cache",
     "cache_dir",
     "noise_file",
+    "report",
 }
+PLOTS = ("label_score", "noise_by_class", "confused_pairs", "losses", "training", "precision_recall", "roc")
 # What an earlier run may have left in the folder.
 OUTPUTS = (
     "log.txt",
@@ -61,6 +63,8 @@ OUTPUTS = (
     "unreadable.csv",
     "clean_set.pt",
     "clean_set.json",
+    "report.html",
+    *(f"plots/{name}.png" for name in PLOTS),
 )
 
 
