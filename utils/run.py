@@ -38,6 +38,8 @@ FREE_ON_RESUME = {
     "download",
     "num_workers",
     "noise_file",
+    "review_budget",
+    "sort_samples",
 }
 # What an earlier run may have left in the folder.
 OUTPUTS = (
@@ -45,6 +47,7 @@ OUTPUTS = (
     "checkpoint.pt",
     "summary.json",
     "samples.csv",
+    "audit.json",
     "unreadable.csv",
     "clean_set.pt",
     "clean_set.json",
