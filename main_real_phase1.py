@@ -21,13 +21,13 @@ from utils.losses import (
     masked_mean,
     symmetric_cross_entropy,
 )
-from utils.selection import above_half_and_agreeing
+from utils.selection import Rule, above_half_and_agreeing
 
 # ---------------------------------------------------------------- the method
 
 
 def deft_real_step(
-    detector: Detector, images: Tensor, y: Tensor, y_bar: Tensor, cfg: Config, epoch: int
+    detector: Detector, images: Tensor, y: Tensor, y_bar: Tensor, cfg: Config, epoch: int, clean: Rule
 ) -> dict[str, Tensor]:
     """Losses and verdicts of one batch (Eqs. 4-8).
 
@@ -35,11 +35,12 @@ def deft_real_step(
         images: [B, 3, S, S].
         y: given labels, [B].
         y_bar: a random class other than the given one, [B].
+        clean: the rule that calls a given label clean.
     """
     warming_up = epoch <= cfg.warmup
     logits_pos, logits_neg = detector(images)  # s I.T+, s I.T-
     p_clean = clean_probability(logits_pos.detach(), logits_neg)  # Eq. 4; L_dp trains the negative prompt alone
-    selected = above_half_and_agreeing(p_clean.detach(), y)  # Eq. 6, and argmax_k p_clean = y
+    selected = clean(p_clean.detach(), y)  # Eq. 6, and argmax_k p_clean = y
     suggested = logits_pos.detach().argmax(dim=-1)
 
     y_hat = y if epoch == 1 else torch.where(selected, y, suggested)
@@ -48,14 +49,11 @@ def deft_real_step(
         loss_sim = symmetric_cross_entropy(logits_pos, y).mean()
     else:
         loss_sim = masked_mean(cross_entropy(logits_pos, y), selected)  # Eq. 8
-    score = p_clean.detach().gather(1, y[:, None])[:, 0]
     return {
         "loss": loss_dp + loss_sim,
         "loss_dp": loss_dp,
         "loss_sim": loss_sim,
         "selected": selected,
-        "score": score,
-        "suggested": suggested,
         "logits_pos": logits_pos,
         "logits_neg": logits_neg,
     }
@@ -67,8 +65,7 @@ def deft_real_step(
 @cli
 def main(argv: list[str] | None = None) -> dict:
     cfg = load_config(argv, script="main_real_phase1")
-    rule = "p_clean > 0.5 and argmax p_clean = label in the last epoch"
-    return detect(cfg, "main_real_phase1", deft_real_step, schedule="constant", rule=rule)
+    return detect(cfg, "main_real_phase1", deft_real_step, above_half_and_agreeing, schedule="constant")
 
 
 if __name__ == "__main__":

@@ -20,8 +20,14 @@ import main_real_phase1
 from models.classifier import Classifier
 from models.deft import Detector
 from utils.config import Config
-from utils.losses import EarlyLearningRegularisation, cross_entropy, masked_mean, symmetric_cross_entropy
-from utils.selection import mixture_posterior
+from utils.losses import (
+    EarlyLearningRegularisation,
+    clean_probability,
+    cross_entropy,
+    masked_mean,
+    symmetric_cross_entropy,
+)
+from utils.selection import above_half, above_half_and_agreeing, mixture_posterior
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "deft_step.json").read_text())
 CASES = GOLDEN["cases"]
@@ -104,7 +110,7 @@ def assert_summary(actual: Tensor, expected: dict, what: str) -> None:
     np.testing.assert_allclose(found, [expected["sum"], expected["l2"], *expected["first"]], err_msg=what, **CLOSE)
 
 
-def check_case(name: str, step, epoch: int, **settings) -> None:
+def check_case(name: str, step, rule, epoch: int, **settings) -> None:
     case = CASES[name]
     detector, cfg, added = tiny_detector(**settings)
     assert set(case["params"]) == set(added) | {"tuner.head.weight", "tuner.head.bias"}
@@ -117,10 +123,12 @@ def check_case(name: str, step, epoch: int, **settings) -> None:
         torch.tensor(GOLDEN["complementary"]),
     )
     for i, expected in enumerate(case["steps"]):
-        out = step(detector, images, y, y_bar, cfg, epoch)
+        out = step(detector, images, y, y_bar, cfg, epoch, rule)
         assert out["selected"].tolist() == expected["selected"], f"step {i}"
-        for ours, theirs in (("logits_pos",) * 2, ("logits_neg",) * 2, ("score", "p_clean"), ("loss_dp",) * 2):
-            np.testing.assert_allclose(out[ours].detach(), expected[theirs], err_msg=f"step {i} {ours}", **CLOSE)
+        p_clean = clean_probability(out["logits_pos"], out["logits_neg"]).gather(1, y[:, None])[:, 0]
+        np.testing.assert_allclose(p_clean.detach(), expected["p_clean"], err_msg=f"step {i} p_clean", **CLOSE)
+        for name in ("logits_pos", "logits_neg", "loss_dp"):
+            np.testing.assert_allclose(out[name].detach(), expected[name], err_msg=f"step {i} {name}", **CLOSE)
         for loss in ("loss_sim", "loss"):
             assert torch.isfinite(out[loss])
             if expected[loss] is not None:  # the reference's NaN where nothing is selected
@@ -138,16 +146,23 @@ def check_case(name: str, step, epoch: int, **settings) -> None:
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_synthetic_after_warmup(adapter):
     name = adapter if adapter.startswith("class_token") else f"synthetic_after_warmup_{adapter}"
-    check_case(name, main_phase1.deft_step, epoch=2, warmup=1, **ADAPTERS[adapter])
+    check_case(name, main_phase1.deft_step, above_half, epoch=2, warmup=1, **ADAPTERS[adapter])
 
 
 def test_synthetic_warmup():
-    check_case("synthetic_warmup_vpt_deep", main_phase1.deft_step, epoch=1, warmup=1, vpt_deep=True)
+    check_case("synthetic_warmup_vpt_deep", main_phase1.deft_step, above_half, epoch=1, warmup=1, vpt_deep=True)
 
 
 @pytest.mark.parametrize("name, epoch", [("warmup", 1), ("epoch2_in_warmup", 2), ("after_warmup", 6)])
 def test_real(name, epoch):
-    check_case(f"real_{name}_vpt_deep", main_real_phase1.deft_real_step, epoch=epoch, warmup=5, vpt_deep=True)
+    check_case(
+        f"real_{name}_vpt_deep",
+        main_real_phase1.deft_real_step,
+        above_half_and_agreeing,
+        epoch=epoch,
+        warmup=5,
+        vpt_deep=True,
+    )
 
 
 def test_sce_and_elr():

@@ -11,11 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
+from utils.audit import Audit, audit, write_audit
 from utils.clean_set import save_clean_set
 from utils.files import write_text
 from utils.metrics import selection_quality
 from utils.run import Run
-from utils.selection import Verdicts
+from utils.selection import Verdicts, review_mask
 
 COLUMNS = (
     "sample_id",
@@ -26,6 +27,8 @@ COLUMNS = (
     "label_score",
     "is_clean",
     "true_label",
+    "suggested_score",
+    "margin",
 )
 
 
@@ -36,9 +39,13 @@ def report_selection(run: Run, data: Any, verdicts: Verdicts, path: Path, *, rul
         data: the data set of the run (`datasets.Data`).
         rule: how the samples were selected, in words, for the selected set's .json.
     """
-    train, selected = data.train, verdicts.selected.cpu()
+    train, budget = data.train, run.cfg.review_budget
+    if budget is not None:
+        verdicts.selected[:] = ~review_mask(verdicts.score, budget) & verdicts.score.isfinite()
+        rule = f"not among the {budget} lowest scores of {rule}"
+    selected = verdicts.selected.cpu()
     save_clean_set(path, selected, train.fingerprint(), rule=rule, seed=run.cfg.seed)
-    write_samples(run.folder / "samples.csv", train.ids, train.given, train.true, verdicts, data.class_names)
+    write_samples(run.folder / "samples.csv", train, verdicts, data.class_names, suspicious_first=run.cfg.sort_samples)
     last = run.history[-1] if run.history else {}
     return {
         **selection_quality(selected, train.is_clean),
@@ -64,22 +71,65 @@ def report_unreadable(run: Run, loaders: dict[str, Any]) -> dict[str, int]:
     return {"n_unreadable": len(rows)}
 
 
-def write_samples(
-    path: Path, ids: Sequence[str], given: Tensor, true: Tensor | None, verdicts: Verdicts, class_names: Sequence[str]
-) -> None:
-    """samples.csv: one row a train sample, in the data set's order.
+def report_audit(run: Run, data: Any, verdicts: Verdicts, known: Verdicts, trained: Tensor) -> Audit:
+    """Write audit.json and say the estimated share of wrong labels.
 
-    `label_score` is the score of the given label in [0, 1], low = suspicious; it and the suggestion are empty for a
-    sample that was never looked at (`max_steps`). `true_label` is empty when nobody knows it.
+    Args:
+        verdicts: on the given labels, from one pass with test transforms.
+        known: from the same pass, on the labels trained on, of which some may have been injected.
+        trained: the labels trained on, [N].
     """
-    columns = (given, verdicts.suggested, verdicts.score, verdicts.selected)
-    truths = true.tolist() if true is not None else [""] * len(ids)
+    accuracy = run.history[-1].get("test_accuracy") if run.history else None
+    found = audit(
+        data.train.given,
+        verdicts.score.cpu(),
+        verdicts.suggested.cpu(),
+        verdicts.selected.cpu(),
+        data.class_names,
+        error=None if accuracy is None else 100 - accuracy,
+        trained=trained,
+        trained_score=known.score.cpu(),
+    )
+    write_audit(run.folder / "audit.json", found)
+    low, high = found.interval
+    run.say(f"estimated share of wrong labels: {found.noise_rate:.1f} % ({low:.1f} to {high:.1f})")
+    return found
+
+
+def write_samples(
+    path: Path, train: Any, verdicts: Verdicts, class_names: Sequence[str], *, suspicious_first: bool = False
+) -> None:
+    """samples.csv: one row a train sample, in the data set's order or by rising score.
+
+    `label_score` is the score of the given label in [0, 1], low = suspicious; `suggested_score` is the probability of the
+    suggested class, `margin` that minus the second best. They and the suggestion are empty for a sample that was never
+    looked at (`max_steps`), and such samples come last. `true_label` is empty when nobody knows it.
+
+    Args:
+        train: the train split (`datasets.NoisyImages`).
+    """
+    truths = train.true.tolist() if train.true is not None else [""] * len(train)
+    columns = (
+        train.given,
+        verdicts.suggested,
+        verdicts.score,
+        verdicts.selected,
+        verdicts.suggested_score,
+        verdicts.margin,
+    )
+    rows = list(zip(train.ids, truths, *(c.cpu().tolist() for c in columns)))
+    if suspicious_first:
+        rows.sort(key=lambda row: math.inf if math.isnan(row[4]) else row[4])
     table: list[tuple] = [COLUMNS]
-    for name, label, suggestion, score, selected, truth in zip(ids, *(c.cpu().tolist() for c in columns), truths):
+    for name, truth, label, suggestion, score, selected, suggested_score, margin in rows:
         suggested = (suggestion, class_names[suggestion]) if suggestion >= 0 else ("", "")
-        shown = "" if math.isnan(score) else f"{score:.9g}"
-        table.append((name, label, class_names[label], *suggested, shown, selected, truth))
+        label_score, *others = (_figure(x) for x in (score, suggested_score, margin))
+        table.append((name, label, class_names[label], *suggested, label_score, selected, truth, *others))
     write_text(path, _csv(table))
+
+
+def _figure(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.9g}"
 
 
 def _csv(rows: list[tuple]) -> str:
