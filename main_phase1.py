@@ -22,7 +22,7 @@ from utils.errors import cli
 from utils.losses import clean_probability, complementary_labels, cross_entropy, dual_prompt_loss, masked_mean
 from utils.report import report_audit, report_selection, report_unreadable
 from utils.run import start_run
-from utils.selection import Rule, Verdicts, above_half, describe
+from utils.selection import Rule, Verdicts, above_half, describe, review_count
 
 # ---------------------------------------------------------------- the method
 
@@ -75,6 +75,7 @@ def detect(cfg: Config, script: str, method: Callable[..., dict[str, Tensor]], c
     train_split = replace(data.train, given=trained)
     detector = build_detector(cfg, data.class_names)
     path = writable_clean_set(clean_set_path(cfg))
+    review_count(cfg.review_budget, len(trained))  # asked before the training, not after it
     run = start_run(cfg, script, data.train.fingerprint())
     run.say(parameter_table(detector))
     run.place(detector)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from utils.config import Config
 from utils.errors import UserError
 
-
 Rule = Callable[..., Tensor]  # p_clean [B, C], given labels [B] and a threshold -> clean or not, bool [B]
 
 
@@ -36,20 +35,26 @@ def describe(rule: Rule, cfg: Config) -> str:
 
 
 def review_mask(score: Tensor, budget: int | str) -> Tensor:
-    """The samples to review: the `budget` lowest scores (a number, or a share such as 5%); of equals the first.
+    """The samples to review: the `budget` lowest scores (`review_count`); of equals the first. [N] -> bool [N].
 
-    A sample without a score (NaN) is neither counted nor reviewed. [N] -> bool [N].
-
-    Raises:
-        UserError: more than there are samples with a score.
+    A sample without a score (NaN) is neither counted nor reviewed.
     """
-    n_scored = int(score.isfinite().sum())
-    text = str(budget)
-    n = round(float(text[:-1]) / 100 * n_scored) if text.endswith("%") else int(text)
-    if n > n_scored:
-        raise UserError(f"review_budget = {n} is more than the {n_scored} samples that have a score; lower it")
+    n = review_count(budget, int(score.isfinite().sum()))
     lowest = score.nan_to_num(nan=torch.inf).argsort(stable=True)[:n]
     return torch.zeros_like(score, dtype=torch.bool).index_fill_(0, lowest, True)
+
+
+def review_count(budget: int | str | None, n_samples: int) -> int:
+    """A review budget, a number or a share such as 5%, as a number of samples; 0 for None.
+
+    Raises:
+        UserError: more than there are samples.
+    """
+    text = str(budget or 0)
+    n = round(float(text[:-1]) / 100 * n_samples) if text.endswith("%") else int(text)
+    if n > n_samples:
+        raise UserError(f"review_budget = {n} is more than there are samples to review, {n_samples}; lower it")
+    return n
 
 
 def smallest_losses(losses: Tensor, forget_rate: float) -> Tensor:
