@@ -7,21 +7,24 @@ the negative prompt does not reject in the last epoch: the selected set for phas
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from datasets import Batch, build_data, build_loaders
 from models import Detector, build_detector, parameter_table
+from utils.audit import inject
 from utils.clean_set import clean_set_path, writable_clean_set
 from utils.config import Config, load_config
 from utils.engine import build_optimizer, build_schedule, evaluate, train_one_epoch
 from utils.errors import cli
 from utils.guards import warn_of_collapse
 from utils.losses import clean_probability, complementary_labels, cross_entropy, dual_prompt_loss, masked_mean
-from utils.report import report_selection, report_unreadable
-from utils.run import start_run
-from utils.selection import Verdicts, above_half
+from utils.report import report_audit, report_selection, report_unreadable
+from utils.run import Run, start_run
+from utils.second_look import look_again
+from utils.selection import Rule, Verdicts, above_half, describe, review_count
 
 # ---------------------------------------------------------------- the method
 
@@ -46,14 +49,12 @@ def deft_step(
     loss_dp = dual_prompt_loss(p_clean, y_hat, y_bar, positive_weight=cfg.positive_weight)  # Eq. 7
     trained_on = torch.ones_like(selected) if warming_up else selected
     loss_sim = masked_mean(cross_entropy(logits_pos, y), trained_on)  # Eq. 8
-    score = p_clean.detach().gather(1, y[:, None])[:, 0]
     return {
         "loss": loss_dp + loss_sim,
         "loss_dp": loss_dp,
         "loss_sim": loss_sim,
+        "p_clean": p_clean.detach(),
         "selected": selected,
-        "score": score,
-        "suggested": suggested,
         "logits_pos": logits_pos,
         "logits_neg": logits_neg,
     }
@@ -65,21 +66,25 @@ def deft_step(
 @cli
 def main(argv: list[str] | None = None) -> dict:
     cfg = load_config(argv, script="main_phase1")
-    return detect(cfg, "main_phase1", deft_step, schedule="cosine", rule="p_clean > 0.5 in the last epoch")
+    return detect(cfg, "main_phase1", deft_step, above_half, schedule="cosine")
 
 
-def detect(cfg: Config, script: str, method: Callable[..., dict[str, Tensor]], *, schedule: str, rule: str) -> dict:
-    """Train a detector with `method` (`deft_step` here), and write what it selected in the last epoch."""
+def detect(cfg: Config, script: str, method: Callable[..., dict[str, Tensor]], clean: Rule, *, schedule: str) -> dict:
+    """Train a detector with `method` (`deft_step` here), and write which labels the rule `clean` trusts in the end."""
     data = build_data(cfg)
+    n_classes = len(data.class_names)
+    labels = inject(data.train.given, n_classes, share=cfg.audit_injection, seed=cfg.seed)
+    trained_on = replace(data, train=replace(data.train, given=labels))
     detector = build_detector(cfg, data.prompt_names)
     path = writable_clean_set(clean_set_path(cfg))
+    review_count(cfg.review_budget, len(labels))  # asked before the training, not after it
     run = start_run(cfg, script, data.train.fingerprint())
     run.say(parameter_table(detector))
     run.place(detector)
-    train, tests = build_loaders(cfg, data, detector, run.device)
+    train, tests = build_loaders(cfg, trained_on, detector, run.device)
     optimizer = build_optimizer(cfg, detector)
     learning_rate = build_schedule(cfg.lr_schedule or schedule, optimizer, cfg.epochs)
-    verdicts = Verdicts(len(data.train), data.train.is_clean).to(run.device)
+    verdicts = Verdicts(len(labels), trained_on.train.is_clean).to(run.device)
     parts = {
         "detector": detector,
         "optimizer": optimizer,
@@ -95,23 +100,37 @@ def detect(cfg: Config, script: str, method: Callable[..., dict[str, Tensor]], *
             y_bar = complementary_labels(batch.targets, batch.index, n_classes, seed=cfg.seed, epoch=epoch)
             out = method(detector, batch.images, batch.targets, y_bar, cfg, epoch)
             if epoch == cfg.epochs:
-                verdicts.record(batch.index, selected=out["selected"], score=out["score"], suggested=out["suggested"])
+                score = out["p_clean"].gather(1, batch.targets[:, None])[:, 0]
+                selected = clean(out["p_clean"], batch.targets, cfg.threshold)
+                verdicts.record(batch.index, selected=selected, score=score, logits=out["logits_pos"])
             quality = verdicts.batch_quality(batch.index, out["selected"])
             share = 100 * out["selected"].float().mean()
             return out["loss"], {"loss_dp": out["loss_dp"], "loss_sim": out["loss_sim"], "selected": share, **quality}
 
-        n_classes = len(data.class_names)
         metrics = train_one_epoch(detector, train, step, optimizer, run, epoch)
         warn_of_collapse(run, epoch, metrics["selected"])
-        with torch.no_grad(), run.autocast():
-            text = detector.text_features()
-        metrics |= evaluate(detector, tests, lambda images: detector(images, text)[0], run)
+        metrics |= evaluate(detector, tests, with_text(detector, run, positive_only=True), run)
         learning_rate.step()
         run.end_epoch(epoch, parts, metrics)
 
-    summary = report_selection(run, data, verdicts, path, rule=rule)
+    found, rivals = None, None
+    if cfg.selects == "final" or cfg.audit_injection or cfg.report:
+        given = data.train.given.to(run.device)
+        look = look_again(detector, with_text(detector, run), train, given, clean, run)
+        # What was said about an injected label says nothing about the given one.
+        verdicts.take(look.given, (train.targets != given) | (cfg.selects == "final"))
+        found = report_audit(run, data, look, labels)
+        rivals = {"small-loss": look.likelihood} if cfg.report else None
+    summary = report_selection(run, data, verdicts, path, rule=describe(clean, cfg), audit=found, rivals=rivals)
     summary |= report_unreadable(run, {"train": train, **tests})
     return run.finish(summary, [path, run.folder / "samples.csv"])
+
+
+def with_text(detector: Detector, run: Run, *, positive_only: bool = False) -> Callable[[Tensor], Tensor]:
+    """Images -> logits with the prompts as they are now, encoded once."""
+    with torch.no_grad(), run.autocast():
+        text = detector.text_features()
+    return lambda images: detector(images, text)[0] if positive_only else detector(images, text)
 
 
 if __name__ == "__main__":

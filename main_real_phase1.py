@@ -48,14 +48,12 @@ def deft_real_step(
         loss_sim = symmetric_cross_entropy(logits_pos, y).mean()
     else:
         loss_sim = masked_mean(cross_entropy(logits_pos, y), selected)  # Eq. 8
-    score = p_clean.detach().gather(1, y[:, None])[:, 0]
     return {
         "loss": loss_dp + loss_sim,
         "loss_dp": loss_dp,
         "loss_sim": loss_sim,
+        "p_clean": p_clean.detach(),
         "selected": selected,
-        "score": score,
-        "suggested": suggested,
         "logits_pos": logits_pos,
         "logits_neg": logits_neg,
     }
@@ -67,8 +65,7 @@ def deft_real_step(
 @cli
 def main(argv: list[str] | None = None) -> dict:
     cfg = load_config(argv, script="main_real_phase1")
-    rule = "p_clean > 0.5 and argmax p_clean = label in the last epoch"
-    return detect(cfg, "main_real_phase1", deft_real_step, schedule="constant", rule=rule)
+    return detect(cfg, "main_real_phase1", deft_real_step, above_half_and_agreeing, schedule="constant")
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def small_loss(cfg: Config, run: Run, data: Data, model: nn.Module) -> tuple[Ver
             selected = smallest_losses(losses.detach(), rate)
             if epoch == cfg.epochs:
                 score = (-losses.detach()).exp()  # the softmax probability of the given label
-                verdicts.record(batch.index, selected=selected, score=score, suggested=logits.argmax(dim=-1))
+                verdicts.record(batch.index, selected=selected, score=score, logits=logits)
             return masked_mean(losses, selected), verdicts.batch_quality(batch.index, selected)
 
         metrics = train_one_epoch(model, train, step, optimizer, run, epoch)
@@ -81,10 +81,9 @@ def label_match(cfg: Config, run: Run, data: Data, model: nn.Module) -> tuple[Ve
 
     def judge(batch: Batch) -> Tensor:
         logits = model(batch.images).float()
-        suggested = logits.argmax(dim=-1)
         score = (-cross_entropy(logits, batch.targets)).exp()
-        selected = suggested == batch.targets
-        verdicts.record(batch.index, selected=selected, score=score, suggested=suggested)
+        selected = logits.argmax(dim=-1) == batch.targets
+        verdicts.record(batch.index, selected=selected, score=score, logits=logits)
         quality.add(**verdicts.batch_quality(batch.index, selected))
         return batch.index
 

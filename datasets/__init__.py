@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -80,10 +81,11 @@ def _image_caches(cfg: Config, split: NoisyImages, recipe: Recipe, size: int) ->
     if cfg.cache == "none" or isinstance(split.images, torch.Tensor):
         return {}
     sides = {resized_side(recipe, size, training=training) for training in (True, False)}
-    ids = split.fingerprint()["ids_sha256"][:8]
+    place = f"{Path(cfg.data_root).resolve()} {split.fingerprint()['ids_sha256']}"
+    name = f"{cfg.dataset}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
     folder = Path(cfg.cache_dir) if cfg.cache == "disk" else None
     kind = "shorter" if recipe.keep_aspect else "square"
-    paths = {side: folder and folder / f"{cfg.dataset}-{ids}-{kind}{side}.rgb" for side in sides}
+    paths = {side: folder and folder / f"{name}-{kind}{side}.rgb" for side in sides}
     return {side: ImageCache(len(split), side, keep_aspect=recipe.keep_aspect, path=paths[side]) for side in sides}
 
 

@@ -362,6 +362,7 @@ def markdown(kills: Counter, terms: Counter, table: dict[str, Counter], lines: C
 
 
 def main() -> None:
+    """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--terms", type=int, default=20)

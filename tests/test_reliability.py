@@ -236,7 +236,7 @@ def test_running_out_of_memory_is_explained(inputs, fails, monkeypatch):
 
 @pytest.mark.parametrize("share, words", [(0.0, "not one label was selected"), (1.0, "every label was selected")])
 def test_a_selection_that_collapses_warns(inputs, monkeypatch, capsys, share, words):
-    monkeypatch.setattr(main_phase1, "above_half", lambda p, y: torch.full_like(y, share, dtype=torch.bool))
+    monkeypatch.setattr(main_phase1, "above_half", lambda p, y, *_: torch.full_like(y, share, dtype=torch.bool))
     main_phase1.main(command("phase1", "run"))
     assert capsys.readouterr().out.count(words) == 1  # not in the warm-up epoch
 

@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import UnionType
@@ -23,8 +24,10 @@ import yaml
 from utils.errors import UserError
 
 NOISE_MODES = ("sym", "asym", "str", "idn", "real")
+# Data of the user's own, which no protocol binds.
+OWN_DATA = ("image_folder", "image_table")
 # Labels that are wrong by nature; `noise_mode` and `noise_ratio` do not apply to these.
-REAL_NOISE = ("cifar10n", "cifar100n", "clothing1m", "webvision", "image_folder", "image_table")
+REAL_NOISE = ("cifar10n", "cifar100n", "clothing1m", "webvision", *OWN_DATA)
 DATASETS = ("digits", "cifar10", "cifar100", "tiny_imagenet", "stanford_cars", "cub-200-2011", *REAL_NOISE)
 
 
@@ -36,9 +39,10 @@ def key(
     low: float = -math.inf,
     high: float = math.inf,
     below: float = math.inf,
+    pattern: str = "",
 ):
-    """A setting with its meaning and the values it may take: `low` <= value <= `high`, value < `below`."""
-    limits = {"meaning": meaning, "choices": choices, "low": low, "high": high, "below": below}
+    """A setting with its meaning and the values it may take: `low` <= value <= `high`, value < `below`; text by `pattern`."""
+    limits = {"meaning": meaning, "choices": choices, "low": low, "high": high, "below": below, "pattern": pattern}
     return field(default=default, metadata=limits)
 
 
@@ -123,6 +127,26 @@ class Config:
     lr_schedule: str | None = key(
         None, "learning rate over the epochs (default: the script's own)", choices=("cosine", "constant")
     )
+    selection: str | None = key(
+        None,
+        "verdicts of phase 1: online (of the last epoch's steps, the paper's), or final (one pass with test transforms "
+        "after it); default: online for the paper's data sets, final for one's own",
+        choices=("online", "final"),
+    )
+    threshold: float = key(0.5, "phase 1: a label with p_clean above it is clean in the end", low=0, high=1)
+    review_budget: int | str | None = key(
+        None,
+        "n or n%: exactly so many samples with the lowest scores are not selected, all others are (default: the rule)",
+        low=0,
+        pattern=r"\d+|(\d{1,2}(\.\d+)?|100(\.0+)?)%",
+    )
+    audit_injection: float = key(
+        0.0,
+        "phase 1: share of the labels that are flipped before training, to see how many of them are caught (audit.json)",
+        low=0,
+        below=0.5,
+    )
+    sort_samples: bool = key(False, "samples.csv: most suspicious samples first, instead of the data set's order")
     positive_weight: float = key(1.0, "weight of the positive term of L_dp (0.25 for severe noise)", low=0)
     max_steps: int = key(0, "at most this many batches in each pass over data, for trying things out; 0 = all", low=0)
 
@@ -158,6 +182,11 @@ class Config:
         """Short name of the noise in paths and tables: `sym0.4`, or `real`, which has no ratio."""
         real = self.noise_mode == "real" or self.dataset in REAL_NOISE
         return "real" if real else f"{self.noise_mode}{self.noise_ratio:g}"
+
+    @property
+    def selects(self) -> str:
+        """When phase 1 takes its verdicts: `online` or `final`."""
+        return self.selection or ("final" if self.dataset in OWN_DATA else "online")
 
 
 TYPES: dict[str, Any] = get_type_hints(Config)
@@ -286,6 +315,8 @@ def _checked(name: str, value: Any, where: str) -> Any:
         near = difflib.get_close_matches(str(cast), map(str, limits["choices"]), n=1)
         hint = f" (did you mean '{near[0]}'?)" if near else ""
         raise UserError(f"{where}: unknown {name} '{cast}'{hint}; choose one of {_listed(limits['choices'])}")
+    if limits["pattern"] and isinstance(cast, str) and not re.fullmatch(limits["pattern"], cast, re.ASCII):
+        raise UserError(f"{where}: {name} = {cast!r} is not understood; it must be {limits['meaning'].split(':')[0]}")
     if isinstance(cast, (int, float)) and not (limits["low"] <= cast <= limits["high"] and cast < limits["below"]):
         raise UserError(f"{where}: {name} = {cast} is out of range; {_range(limits)}")
     return cast

@@ -17,14 +17,13 @@ def judge_by_mixture(model: nn.Module, train: Any, verdicts: Verdicts, run: Run)
     """Judge every train sample under test transforms: clean when its posterior of the low-loss component is above 0.5."""
 
     losses = torch.zeros(len(train.data), device=run.device)
-    guesses = torch.zeros(len(train.data), dtype=torch.long, device=run.device)
 
     def judge(batch: Any) -> Tensor:
         logits = model(batch.images).float()
         losses[batch.index] = cross_entropy(logits, batch.targets)
-        guesses[batch.index] = logits.argmax(dim=-1)
+        verdicts.suggest(batch.index, logits)
         return batch.index
 
     seen = map_batches(model, train, judge, run, title="losses")
     posterior = mixture_posterior(losses[seen], seed=run.cfg.seed).to(losses)
-    verdicts.record(seen, selected=posterior > 0.5, score=posterior, suggested=guesses[seen])
+    verdicts.judge(seen, selected=posterior > 0.5, score=posterior)

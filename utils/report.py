@@ -11,12 +11,14 @@ from typing import Any
 
 from torch import Tensor
 
+from utils.audit import Audit, audit_labels, write_audit
 from utils.clean_set import save_clean_set
 from utils.distributed import gather_objects
 from utils.files import write_text
 from utils.metrics import selection_quality
 from utils.run import Run
-from utils.selection import Verdicts
+from utils.second_look import SecondLook
+from utils.selection import Verdicts, review_mask
 
 COLUMNS = (
     "sample_id",
@@ -27,21 +29,38 @@ COLUMNS = (
     "label_score",
     "is_clean",
     "true_label",
+    "suggested_score",
+    "margin",
 )
 
 
-def report_selection(run: Run, data: Any, verdicts: Verdicts, path: Path, *, rule: str) -> dict[str, Any]:
+def report_selection(
+    run: Run,
+    data: Any,
+    verdicts: Verdicts,
+    path: Path,
+    *,
+    rule: str,
+    audit: Audit | None = None,
+    rivals: dict[str, Tensor] | None = None,
+) -> dict[str, Any]:
     """Write the selected set to `path`, samples.csv, and with `report` the page; returns the summary's share on the selection.
 
     Args:
         data: the data set of the run (`datasets.Data`).
         rule: how the samples were selected, in words, for the selected set's .json and the page.
+        audit: estimates for the page.
+        rivals: scores of the given labels by other rules, [N] by name, to compare on the page.
     """
-    train, selected = data.train, verdicts.selected.cpu()
+    train, budget = data.train, run.cfg.review_budget
+    if budget is not None:
+        verdicts.selected[:] = ~review_mask(verdicts.score, budget) & verdicts.score.isfinite()
+        rule = f"not among the {budget} lowest scores of {rule}"
+    selected = verdicts.selected.cpu()
     save_clean_set(path, selected, train.fingerprint(), rule=rule, seed=run.cfg.seed)
-    write_samples(run.folder / "samples.csv", train.ids, train.given, train.true, verdicts, data.class_names)
+    write_samples(run.folder / "samples.csv", train, verdicts, data.class_names, suspicious_first=run.cfg.sort_samples)
     if run.cfg.report:
-        write_page(run, data, verdicts, path, rule=rule)
+        write_page(run, data, verdicts, path, rule=rule, audit=audit, rivals=rivals)
     last = run.history[-1] if run.history else {}
     return {
         **selection_quality(selected, train.is_clean),
@@ -52,7 +71,16 @@ def report_selection(run: Run, data: Any, verdicts: Verdicts, path: Path, *, rul
     }
 
 
-def write_page(run: Run, data: Any, verdicts: Verdicts, path: Path, *, rule: str) -> None:
+def write_page(
+    run: Run,
+    data: Any,
+    verdicts: Verdicts,
+    path: Path,
+    *,
+    rule: str,
+    audit: Audit | None,
+    rivals: dict[str, Tensor] | None,
+) -> None:
     """report.html and plots/*.png in the run folder. `path`: the selected set, which the page names."""
     from utils.html_report import RunFacts, write_report  # matplotlib takes a second to import
 
@@ -75,6 +103,8 @@ def write_page(run: Run, data: Any, verdicts: Verdicts, path: Path, *, rule: str
         data=data,
         verdicts=verdicts,
         history=run.history,
+        audit=audit,
+        rival_scores=rivals,
         plots=run.folder / "plots",
     )
     run.say(f"wrote {written[0]} and {len(written) - 1} plots: open it in a browser to judge the suspicious labels")
@@ -98,22 +128,60 @@ def report_unreadable(run: Run, loaders: dict[str, Any]) -> dict[str, int]:
     return {"n_unreadable": len(rows)}
 
 
-def write_samples(
-    path: Path, ids: Sequence[str], given: Tensor, true: Tensor | None, verdicts: Verdicts, class_names: Sequence[str]
-) -> None:
-    """samples.csv: one row a train sample, in the data set's order.
+def report_audit(run: Run, data: Any, look: SecondLook, trained: Tensor) -> Audit:
+    """Write audit.json and say the estimated share of wrong labels. `trained`: the labels trained on, [N]."""
+    verdicts = look.given
+    accuracy = run.history[-1].get("test_accuracy") if run.history else None
+    found = audit_labels(
+        data.train.given,
+        verdicts.score.cpu(),
+        verdicts.suggested.cpu(),
+        verdicts.selected.cpu(),
+        data.class_names,
+        error=None if accuracy is None else 100 - accuracy,
+        trained=trained,
+        trained_score=look.trained.score.cpu(),
+    )
+    write_audit(run.folder / "audit.json", found)
+    low, high = found.interval
+    run.say(f"estimated share of wrong labels: {found.noise_rate:.1f} % ({low:.1f} to {high:.1f})")
+    return found
 
-    `label_score` is the score of the given label in [0, 1], low = suspicious; it and the suggestion are empty for a
-    sample that was never looked at (`max_steps`). `true_label` is empty when nobody knows it.
+
+def write_samples(
+    path: Path, train: Any, verdicts: Verdicts, class_names: Sequence[str], *, suspicious_first: bool = False
+) -> None:
+    """samples.csv: one row a train sample, in the data set's order or by rising score.
+
+    `label_score` is the score of the given label in [0, 1], low = suspicious; `suggested_score` is the probability of the
+    suggested class, `margin` that minus the second best. They and the suggestion are empty for a sample that was never
+    looked at (`max_steps`), and such samples come last. `true_label` is empty when nobody knows it.
+
+    Args:
+        train: the train split (`datasets.NoisyImages`).
     """
-    columns = (given, verdicts.suggested, verdicts.score, verdicts.selected)
-    truths = true.tolist() if true is not None else [""] * len(ids)
+    truths = train.true.tolist() if train.true is not None else [""] * len(train)
+    columns = (
+        train.given,
+        verdicts.suggested,
+        verdicts.score,
+        verdicts.selected,
+        verdicts.suggested_score,
+        verdicts.margin,
+    )
+    rows = list(zip(train.ids, truths, *(c.cpu().tolist() for c in columns)))
+    if suspicious_first:
+        rows.sort(key=lambda row: math.inf if math.isnan(row[4]) else row[4])
     table: list[tuple] = [COLUMNS]
-    for name, label, suggestion, score, selected, truth in zip(ids, *(c.cpu().tolist() for c in columns), truths):
+    for name, truth, label, suggestion, score, selected, suggested_score, margin in rows:
         suggested = (suggestion, class_names[suggestion]) if suggestion >= 0 else ("", "")
-        shown = "" if math.isnan(score) else f"{score:.9g}"
-        table.append((name, label, class_names[label], *suggested, shown, selected, truth))
+        label_score, *others = (_figure(x) for x in (score, suggested_score, margin))
+        table.append((name, label, class_names[label], *suggested, label_score, selected, truth, *others))
     write_text(path, _csv(table))
+
+
+def _figure(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.9g}"
 
 
 def _csv(rows: list[tuple]) -> str:

@@ -51,6 +51,8 @@ FREE_ON_RESUME = {
     "cache_dir",
     "noise_file",
     "report",
+    "review_budget",
+    "sort_samples",
 }
 PLOTS = ("label_score", "noise_by_class", "confused_pairs", "losses", "training", "precision_recall", "roc")
 # What an earlier run may have left in the folder.
@@ -60,6 +62,7 @@ OUTPUTS = (
     "checkpoint-previous.pt",
     "summary.json",
     "samples.csv",
+    "audit.json",
     "unreadable.csv",
     "clean_set.pt",
     "clean_set.json",

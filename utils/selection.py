@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -10,17 +11,50 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
+from utils.config import Config
 from utils.errors import UserError
 
-
-def above_half(p_clean: Tensor, targets: Tensor) -> Tensor:
-    """Eq. 6: p_clean of the given label above one half. [B, C] and [B] -> bool [B]."""
-    return p_clean.gather(1, targets[:, None])[:, 0] > 0.5
+Rule = Callable[..., Tensor]  # p_clean [B, C], given labels [B] and a threshold -> clean or not, bool [B]
 
 
-def above_half_and_agreeing(p_clean: Tensor, targets: Tensor) -> Tensor:
+def above_half(p_clean: Tensor, targets: Tensor, threshold: float = 0.5) -> Tensor:
+    """Eq. 6: p_clean of the given label above one half, or another threshold. [B, C] and [B] -> bool [B]."""
+    return p_clean.gather(1, targets[:, None])[:, 0] > threshold
+
+
+def above_half_and_agreeing(p_clean: Tensor, targets: Tensor, threshold: float = 0.5) -> Tensor:
     """Real-world noise: also no other class has a higher p_clean. [B, C] and [B] -> bool [B]."""
-    return above_half(p_clean, targets) & (p_clean.argmax(dim=-1) == targets)
+    return above_half(p_clean, targets, threshold) & (p_clean.argmax(dim=-1) == targets)
+
+
+def describe(rule: Rule, cfg: Config) -> str:
+    """A rule, its threshold and when it was asked, in words."""
+    agreeing = " and argmax p_clean = label" if rule is above_half_and_agreeing else ""
+    when = "in the last epoch" if cfg.selects == "online" else "after the last epoch"
+    return f"p_clean > {cfg.threshold:g}{agreeing} {when}"
+
+
+def review_mask(score: Tensor, budget: int | str) -> Tensor:
+    """The samples to review: the `budget` lowest scores (`review_count`); of equals the first. [N] -> bool [N].
+
+    A sample without a score (NaN) is neither counted nor reviewed.
+    """
+    n = review_count(budget, int(score.isfinite().sum()))
+    lowest = score.nan_to_num(nan=torch.inf).argsort(stable=True)[:n]
+    return torch.zeros_like(score, dtype=torch.bool).index_fill_(0, lowest, True)
+
+
+def review_count(budget: int | str | None, n_samples: int) -> int:
+    """A review budget, a number or a share such as 5%, as a number of samples; 0 for None.
+
+    Raises:
+        UserError: more than there are samples.
+    """
+    text = str(budget or 0)
+    n = round(float(text[:-1]) / 100 * n_samples) if text.endswith("%") else int(text)
+    if n > n_samples:
+        raise UserError(f"review_budget = {n} is more than there are samples to review, {n_samples}; lower it")
+    return n
 
 
 def smallest_losses(losses: Tensor, forget_rate: float) -> Tensor:
@@ -50,8 +84,9 @@ def mixture_posterior(losses: Tensor, *, seed: int) -> Tensor:
 class Verdicts(nn.Module):
     """What a rule said about every train sample: selected or not, score of the given label, suggested label.
 
-    The tensors are buffers, so that a checkpoint carries them. A sample that was never seen is not selected and has
-    neither score (NaN) nor suggestion (-1).
+    The suggested label is the class with the highest logit; `suggested_score` is its softmax probability, `margin` that
+    minus the second highest. The tensors are buffers, so that a checkpoint carries them. A sample that was never seen
+    is not selected and has neither scores (NaN) nor suggestion (-1).
     """
 
     def __init__(self, n_samples: int, is_clean: Tensor | None) -> None:
@@ -59,13 +94,34 @@ class Verdicts(nn.Module):
         self.register_buffer("selected", torch.zeros(n_samples, dtype=torch.bool))
         self.register_buffer("score", torch.full((n_samples,), torch.nan))
         self.register_buffer("suggested", torch.full((n_samples,), -1))
+        self.register_buffer("suggested_score", torch.full((n_samples,), torch.nan))
+        self.register_buffer("margin", torch.full((n_samples,), torch.nan))
         self.register_buffer("is_clean", is_clean, persistent=False)
 
-    def record(self, index: Tensor, *, selected: Tensor, score: Tensor, suggested: Tensor) -> None:
-        """Keep the verdicts on samples `index`, [B]: bool [B], [0, 1] [B], classes [B]."""
+    def record(self, index: Tensor, *, selected: Tensor, score: Tensor, logits: Tensor) -> None:
+        """`judge` and `suggest` on samples `index`, [B]."""
+        self.judge(index, selected=selected, score=score)
+        self.suggest(index, logits)
+
+    def judge(self, index: Tensor, *, selected: Tensor, score: Tensor) -> None:
+        """Keep which of the samples `index`, [B], are selected, bool [B], and the score of their labels in [0, 1], [B]."""
         self.selected[index] = selected
         self.score[index] = score.to(self.score.dtype)
-        self.suggested[index] = suggested
+
+    def suggest(self, index: Tensor, logits: Tensor) -> None:
+        """Keep what a model would call the samples `index`, [B]: logits [B, C]."""
+        logits = logits.detach().float()
+        suggested = logits.argmax(dim=-1, keepdim=True)
+        p = logits.softmax(dim=-1)
+        highest = p.gather(1, suggested)[:, 0]
+        self.suggested[index] = suggested[:, 0]
+        self.suggested_score[index] = highest
+        self.margin[index] = highest - p.scatter(1, suggested, 0).amax(dim=-1)
+
+    def take(self, other: Verdicts, mask: Tensor) -> None:
+        """The other's verdicts on the samples of a mask, bool [N]."""
+        for name in ("selected", "score", "suggested", "suggested_score", "margin"):
+            getattr(self, name)[mask] = getattr(other, name)[mask]
 
     def batch_quality(self, index: Tensor, selected: Tensor) -> dict[str, Tensor]:
         """Precision and recall in percent of a batch's selection, bool [B]; 0 where undefined, {} without truth."""

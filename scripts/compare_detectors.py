@@ -1,0 +1,206 @@
+"""DeFT's verdicts against other detectors of wrong labels, on the same data, noise and CLIP.
+
+    python scripts/compare_detectors.py --cfg config/PEFT/digits.yaml --noises sym0.2,asym0.3 --seeds 0,1,2
+    python scripts/compare_detectors.py --cfg config/PEFT/cifar100n.yaml pretrained=FILE data_root=DIR
+
+DeFT, label-match and small-loss (told the ratio) are runs of this project's scripts. On the image features of the same
+CLIP, unadapted: cleanlab's find_label_issues and label quality over out-of-fold logistic regression, and the
+disagreement with the 20 nearest neighbours. Flags and keys are those of the scripts. Each cell's folder below
+output_dir (output/compare) keeps its result, so a second call goes on where the first one stopped. Prints a markdown table, mean ±
+deviation over seeds: F1 of the clean labels as in the paper, average precision of the ranking and recall at a review of as many
+samples as there are wrong labels, both of the wrong ones, in percent; seconds of one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean, stdev
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.neighbors import NearestNeighbors
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import main_phase1  # noqa: E402 (the path comes first)
+import main_small_loss  # noqa: E402
+from datasets import build_data, build_loaders  # noqa: E402
+from models import build_zero_shot  # noqa: E402
+from utils.config import NOISE_MODES, REAL_NOISE, Config, dump_config, load_config  # noqa: E402
+from utils.errors import UserError, cli  # noqa: E402
+from utils.files import write_text  # noqa: E402
+from utils.metrics import selection_quality  # noqa: E402
+from utils.run import choose_device  # noqa: E402
+from utils.samples import read_samples  # noqa: E402
+
+NOISES = ("sym0.2", "sym0.4", "asym0.3", "idn0.4")
+NEIGHBOURS = 20
+FOLDS = 5
+SETTINGS = "settings.yaml"
+FIGURES = ("f1", "average_precision", "recall_at_budget", "seconds")
+
+Verdict = tuple[np.ndarray, np.ndarray]  # score of each label, low = suspicious, [N]; whether it is trusted, bool [N]
+
+
+@cli
+def main(argv: list[str] | None = None) -> None:
+    """Run what is not done yet and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--noises", default=",".join(NOISES), metavar="LIST", help="default: %(default)s")
+    parser.add_argument("--seeds", default="0,1,2,3,4", metavar="LIST", help="default: %(default)s")
+    parser.add_argument("--methods", default=",".join(METHODS), metavar="LIST", help="default: %(default)s")
+    args, rest = parser.parse_known_args(argv)
+    noises, seeds, methods = (text.split(",") for text in (args.noises, args.seeds, args.methods))
+    if unknown := [name for name in methods if name not in METHODS]:
+        raise UserError(f"--methods: unknown method '{unknown[0]}'; choose of {', '.join(METHODS)}")
+    if not all(seed.isdecimal() for seed in seeds):
+        raise UserError(f"--seeds {args.seeds}: expected numbers with commas between them")
+    cfg = load_config(rest, script="compare_detectors")
+    if cfg.dataset in REAL_NOISE:
+        noises = ["real"]
+    rows = ["| noise | method | F1 | average precision | recall at budget | seconds |", "|---|---|---|---|---|---|"]
+    for noise in noises:
+        settings = [with_noise(cfg, noise, int(seed)) for seed in seeds]
+        for method in methods:
+            results = [cell(method, noise, one) for one in settings]
+            shown = " | ".join(mean_and_deviation([result[name] for result in results]) for name in FIGURES)
+            rows.append(f"| {noise} | {method} | {shown} |")
+    print("\n".join(rows))
+
+
+def with_noise(cfg: Config, noise: str, seed: int) -> Config:
+    """The settings of one column: `sym0.4`, or `real`."""
+    if noise == "real":
+        return dataclasses.replace(cfg, noise_mode="real", seed=seed)
+    found = re.fullmatch(rf"({'|'.join(NOISE_MODES[:-1])})(0\.\d+)", noise)
+    if not found:
+        raise UserError(f"--noises {noise}: a noise is written like sym0.4, asym0.3, idn0.4, or real")
+    return dataclasses.replace(cfg, noise_mode=found[1], noise_ratio=float(found[2]), seed=seed)
+
+
+def cell(method: str, noise: str, cfg: Config) -> dict[str, float]:
+    """The figures of one method, noise and seed, kept in the cell's folder together with the settings they belong to."""
+    base = Path(cfg.output_dir or "output/compare")
+    folder = base / cfg.dataset / noise / method / f"seed{cfg.seed}"
+    cfg = dataclasses.replace(cfg, output_dir=str(folder), clean_set=str(folder / "clean_set.pt"))
+    path, settings = folder / "result.json", folder / SETTINGS
+    if settings.is_file() and settings.read_text(encoding="utf-8") != dump_config(cfg):
+        raise UserError(f"{folder} holds a result of other settings; use the same, or another output_dir")
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    write_text(settings, dump_config(cfg))
+    started = time.perf_counter()
+    score, trusted = METHODS[method](cfg)
+    seconds = time.perf_counter() - started
+    clean = build_data(cfg).train.is_clean
+    if clean is None:
+        raise UserError(f"{cfg.dataset}: nobody knows its true labels, so detectors cannot be compared on it")
+    result = {**figures(score, trusted, clean.numpy()), "seconds": seconds}
+    write_text(path, json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def figures(score: np.ndarray, trusted: np.ndarray, clean: np.ndarray) -> dict[str, float]:
+    """F1 of the trusted labels, average precision of the wrong ones, and their share among as many lowest scores."""
+    n_wrong = int((~clean).sum())
+    lowest = np.argsort(score, kind="stable")[:n_wrong]
+    return {
+        "f1": selection_quality(torch.from_numpy(trusted), torch.from_numpy(clean))["f1"],
+        "average_precision": 100 * float(average_precision_score(~clean, -score)),
+        "recall_at_budget": 100 * float((~clean)[lowest].sum()) / max(1, n_wrong),
+    }
+
+
+def mean_and_deviation(values: list[float]) -> str:
+    """`93.10 ± 0.52`, or the one value."""
+    return f"{fmean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+# ------------------------------------------------------------------ one a method
+
+
+def deft(cfg: Config) -> Verdict:
+    """Phase 1."""
+    return run(main_phase1.main, cfg)
+
+
+def label_match(cfg: Config) -> Verdict:
+    """CLIP's zero-shot predictions."""
+    return run(main_small_loss.main, dataclasses.replace(cfg, strategy="label_match"))
+
+
+def small_loss(cfg: Config) -> Verdict:
+    """The small losses of each batch, at the true ratio."""
+    return run(main_small_loss.main, dataclasses.replace(cfg, strategy="small_loss"))
+
+
+def run(script: Callable[[list[str]], object], cfg: Config) -> Verdict:
+    """The verdicts of one of the project's scripts; a run that was stopped goes on."""
+    folder = Path(cfg.output_dir)
+    overrides = [f"strategy={cfg.strategy}", "--resume"]
+    script(["--cfg", str(folder / SETTINGS), *overrides])
+    number = {sample.sample_id: sample for sample in read_samples(folder / "samples.csv")}
+    samples = [number[name] for name in build_data(cfg).train.ids]
+    score = np.array([sample.score for sample in samples])
+    return np.nan_to_num(score, nan=1.0), np.array([sample.is_clean for sample in samples])
+
+
+def cleanlab(cfg: Config) -> Verdict:
+    """Confident learning over out-of-fold logistic regression (Northcutt et al., 2021)."""
+    try:
+        from cleanlab.filter import find_label_issues
+        from cleanlab.rank import get_label_quality_scores
+    except ImportError:
+        raise UserError("cleanlab is not installed: pip install cleanlab, or leave it out with --methods") from None
+    features, given = frozen_features(cfg)
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=cfg.seed)
+    p = cross_val_predict(probe, features, given, cv=folds, method="predict_proba")
+    return get_label_quality_scores(given, p), ~find_label_issues(given, p, n_jobs=1)
+
+
+def nearest_neighbours(cfg: Config) -> Verdict:
+    """Share of a sample's neighbours with its label; trusted where no other label has more of them."""
+    features, given = frozen_features(cfg)
+    k = min(NEIGHBOURS, len(given) - 1)
+    index = NearestNeighbors(n_neighbors=k).fit(features)
+    neighbours = given[index.kneighbors(return_distance=False)]  # without the sample itself
+    votes = np.stack([np.bincount(row, minlength=given.max() + 1) for row in neighbours])
+    own = votes[np.arange(len(given)), given]
+    return own / k, own == votes.max(axis=1)
+
+
+def frozen_features(cfg: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Unit-length image features of CLIP as it is, under test transforms, [N, D]; given labels, [N]."""
+    data, device = build_data(cfg), choose_device(cfg)
+    model = build_zero_shot(cfg, data.class_names).to(device).eval()
+    train, _ = build_loaders(cfg, data, model, device)
+    with torch.no_grad():
+        features = torch.cat([model.visual(batch.images).float() for batch in train.ordered()])
+    return torch.nn.functional.normalize(features, dim=-1).cpu().numpy(), data.train.given.numpy()
+
+
+METHODS: dict[str, Callable[[Config], Verdict]] = {
+    "DeFT": deft,
+    "cleanlab": cleanlab,
+    "label-match": label_match,
+    "small-loss": small_loss,
+    "nearest-neighbours": nearest_neighbours,
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""One more pass over the train set when training is over, with test transforms: verdicts that no crop has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from utils.engine import map_batches
+from utils.losses import clean_probability, cross_entropy
+from utils.run import Run
+from utils.selection import Rule, Verdicts
+
+
+class SecondLook(NamedTuple):
+    """What a detector says in the end.
+
+    Attributes:
+        given: verdicts on the given labels.
+        trained: verdicts on the labels trained on, of which some may have been injected (`utils.audit`).
+        likelihood: softmax probability of each given label under the positive prompts, NaN where nobody looked, [N].
+    """
+
+    given: Verdicts
+    trained: Verdicts
+    likelihood: Tensor
+
+
+def look_again(
+    model: nn.Module,
+    logits: Callable[[Tensor], tuple[Tensor, Tensor]],
+    train: Any,
+    given: Tensor,
+    clean: Rule,
+    run: Run,
+) -> SecondLook:
+    """Verdicts of one ordered pass.
+
+    Args:
+        logits: images -> positive and negative logits, [B, C] each.
+        train: loader whose labels are those trained on.
+        given: the labels as they were given, [N] on the device.
+        clean: the rule that calls a label clean.
+    """
+    look = SecondLook(
+        *(Verdicts(len(given), None).to(run.device) for _ in range(2)),
+        torch.full(given.shape, torch.nan).to(run.device),
+    )
+
+    def judge(batch: Any) -> Tensor:
+        logits_pos, logits_neg = logits(batch.images)
+        p_clean = clean_probability(logits_pos, logits_neg)
+        for verdicts, labels in ((look.given, given[batch.index]), (look.trained, batch.targets)):
+            score = p_clean.gather(1, labels[:, None])[:, 0]
+            selected = clean(p_clean, labels, run.cfg.threshold)
+            verdicts.record(batch.index, selected=selected, score=score, logits=logits_pos)
+        look.likelihood[batch.index] = (-cross_entropy(logits_pos.float(), given[batch.index])).exp()
+        return batch.index
+
+    map_batches(model, train, judge, run, title="verdicts")
+    return look
