@@ -142,8 +142,11 @@ def _heads(block: nn.Module, x: Tensor, adapters: BlockAdapters | None) -> list[
 
 def _mlp(mlp: nn.Sequential, x: Tensor, adapters: BlockAdapters | None) -> Tensor:
     hidden = _ssf(adapters, "mlp_in", mlp.c_fc(x))
-    # QuickGELU, x sigmoid(1.702 x), is a scaled SiLU, which keeps one tensor for the way back instead of two.
-    hidden = F.silu(1.702 * hidden) / 1.702 if isinstance(mlp.gelu, QuickGELU) else mlp.gelu(hidden)
+    if isinstance(mlp.gelu, QuickGELU):
+        # x sigmoid(1.702 x) as a scaled SiLU: one tensor is kept for the way back instead of three.
+        hidden = F.silu(hidden.mul_(1.702)).div_(1.702)
+    else:
+        hidden = mlp.gelu(hidden)
     return _ssf(adapters, "mlp_out", mlp.c_proj(hidden))
 
 

@@ -384,3 +384,22 @@ def test_only_keeps_order_and_crops(workdir):
         assert part.index.equal(whole.index[only[whole.index]])
         assert part.images.equal(whole.images[only[whole.index]])
         assert part.targets.equal(whole.targets[only[whole.index]])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CPU has nothing to wait for")
+def test_steps_do_not_wait_for_the_device(workdir, monkeypatch):
+    """Any wait inside an epoch's steps is an error; metrics are read after it."""
+    original = main_phase1.train_one_epoch
+
+    def watched(model, loader, step, *args, **options):
+        def guarded(batch):
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                return step(batch)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+        return original(model, loader, guarded, *args, **options)
+
+    monkeypatch.setattr(main_phase1, "train_one_epoch", watched)
+    main_phase1.main([*CLI])
