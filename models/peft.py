@@ -142,12 +142,14 @@ def _heads(block: nn.Module, x: Tensor, adapters: BlockAdapters | None) -> list[
 
 def _mlp(mlp: nn.Sequential, x: Tensor, adapters: BlockAdapters | None) -> Tensor:
     hidden = _ssf(adapters, "mlp_in", mlp.c_fc(x))
-    if isinstance(mlp.gelu, QuickGELU):
-        # x sigmoid(1.702 x) as a scaled SiLU: one tensor is kept for the way back instead of three.
-        hidden = F.silu(hidden.mul_(1.702)).div_(1.702)
-    else:
-        hidden = mlp.gelu(hidden)
-    return _ssf(adapters, "mlp_out", mlp.c_proj(hidden))
+    return _ssf(adapters, "mlp_out", mlp.c_proj(_activate(mlp.gelu, hidden)))
+
+
+def _activate(gelu: nn.Module, x: Tensor) -> Tensor:
+    if not isinstance(gelu, QuickGELU):
+        return gelu(x)
+    # x sigmoid(1.702 x) as a scaled SiLU: one tensor is kept for the way back instead of three.
+    return F.silu(x.mul_(1.702)).div_(1.702)
 
 
 class ImageTower(nn.Module):
