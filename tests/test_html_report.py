@@ -56,7 +56,8 @@ def judged(data, *, suspicious: slice = slice(0, None, 3), suggest: int = 1) -> 
     score = torch.where(selected, 0.9, 0.1) + torch.arange(n) / (20 * n)
     suggested = torch.where(selected, data.train.given, (data.train.given + suggest) % len(data.class_names))
     verdicts = Verdicts(n, data.train.is_clean)
-    verdicts.record(torch.arange(n), selected=selected, score=score, suggested=suggested)
+    verdicts.judge(torch.arange(n), selected=selected, score=score)
+    verdicts.suggested[:] = suggested
     return verdicts
 
 
