@@ -629,7 +629,9 @@ def test_corrections_of_array_data(workdir):
 def test_a_run_with_corrections_and_its_selected_set(workdir, fails):
     write_folder("own")
     write_rows("fix.csv", ("sample_id", "action", "label"), ("cat/0.png", "relabel", "dog"), ("dog/1.png", "drop", ""))
-    assert main_phase1.main([*FOLDER, "corrections=fix.csv", "output_dir=run", "seed=1"])["n_selected"] == 3
+    summary = main_phase1.main([*FOLDER, "corrections=fix.csv", "output_dir=run", "seed=1"])
+    assert summary["n_samples"] == 7
+    assert summary["n_selected"] == sum(row["is_clean"] == "True" for row in samples("run")) > 0
     assert next(row for row in samples("run") if row["sample_id"] == "cat/0.png")["given_class"] == "dog"
     assert main_phase2.main([*FOLDER, "corrections=fix.csv"])["n_samples"] == 7
     assert "selected set" in fails(main_phase2.main, *FOLDER)
