@@ -109,7 +109,8 @@ def detect(cfg: Config, script: str, method: Callable[..., dict[str, Tensor]], c
 
         metrics = train_one_epoch(detector, train, step, optimizer, run, epoch)
         warn_of_collapse(run, epoch, metrics["selected"])
-        metrics |= evaluate(detector, tests, with_text(detector, run, positive_only=True), run)
+        logits = with_text(detector, run)
+        metrics |= evaluate(detector, tests, lambda images: logits(images)[0], run)
         learning_rate.step()
         run.end_epoch(epoch, parts, metrics)
 
@@ -126,11 +127,11 @@ def detect(cfg: Config, script: str, method: Callable[..., dict[str, Tensor]], c
     return run.finish(summary, [path, run.folder / "samples.csv"])
 
 
-def with_text(detector: Detector, run: Run, *, positive_only: bool = False) -> Callable[[Tensor], Tensor]:
-    """Images -> logits with the prompts as they are now, encoded once."""
+def with_text(detector: Detector, run: Run) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Images -> positive and negative logits with the prompts as they are now, encoded once."""
     with torch.no_grad(), run.autocast():
         text = detector.text_features()
-    return lambda images: detector(images, text)[0] if positive_only else detector(images, text)
+    return lambda images: detector(images, text)
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ def report_audit(run: Run, data: Any, look: SecondLook, trained: Tensor) -> Audi
         data.class_names,
         error=None if accuracy is None else 100 - accuracy,
         trained=trained,
-        trained_score=look.trained.score.cpu(),
+        trained_score=look.trained_score.cpu(),
     )
     write_audit(run.folder / "audit.json", found)
     low, high = found.interval

@@ -19,12 +19,12 @@ class SecondLook(NamedTuple):
 
     Attributes:
         given: verdicts on the given labels.
-        trained: verdicts on the labels trained on, of which some may have been injected (`utils.audit`).
+        trained_score: score of each label trained on, of which some may have been injected (`utils.audit`), [N].
         likelihood: softmax probability of each given label under the positive prompts, NaN where nobody looked, [N].
     """
 
     given: Verdicts
-    trained: Verdicts
+    trained_score: Tensor
     likelihood: Tensor
 
 
@@ -44,19 +44,18 @@ def look_again(
         given: the labels as they were given, [N] on the device.
         clean: the rule that calls a label clean.
     """
-    look = SecondLook(
-        *(Verdicts(len(given), None).to(run.device) for _ in range(2)),
-        torch.full(given.shape, torch.nan).to(run.device),
-    )
+    unseen = torch.full(given.shape, torch.nan, device=run.device)
+    look = SecondLook(Verdicts(len(given), None).to(run.device), unseen, unseen.clone())
 
     def judge(batch: Any) -> Tensor:
         logits_pos, logits_neg = logits(batch.images)
         p_clean = clean_probability(logits_pos, logits_neg)
-        for verdicts, labels in ((look.given, given[batch.index]), (look.trained, batch.targets)):
-            score = p_clean.gather(1, labels[:, None])[:, 0]
-            selected = clean(p_clean, labels, run.cfg.threshold)
-            verdicts.record(batch.index, selected=selected, score=score, logits=logits_pos)
-        look.likelihood[batch.index] = (-cross_entropy(logits_pos.float(), given[batch.index])).exp()
+        labels = given[batch.index]
+        score, trained_score = (p_clean.gather(1, y[:, None])[:, 0] for y in (labels, batch.targets))
+        selected = clean(p_clean, labels, run.cfg.threshold)
+        look.given.record(batch.index, selected=selected, score=score, logits=logits_pos)
+        look.trained_score[batch.index] = trained_score.float()
+        look.likelihood[batch.index] = (-cross_entropy(logits_pos.float(), labels)).exp()
         return batch.index
 
     map_batches(model, train, judge, run, title="verdicts")
