@@ -8,12 +8,15 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from models.last_block import class_token_attends
 from models.memory import in_parts, recomputed
 from utils.config import Config
 
@@ -32,6 +35,11 @@ class LoRA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x @ self.lora_A @ self.lora_B / self.lora_A.shape[1]
+
+    @property
+    def weight(self) -> Tensor:
+        """The update as `F.linear` wants it, [width, width]."""
+        return (self.lora_A @ self.lora_B).T / self.lora_A.shape[1]
 
 
 class ScaleShift(nn.Module):
@@ -100,7 +108,7 @@ def run_block(
     attend: Attend = sdpa,
     adapters: BlockAdapters | None = None,
     context: Tensor | None = None,
-    keep: slice | Tensor | None = None,
+    keep: Tensor | None = None,
 ) -> Tensor:
     """One pre-norm residual block of open_clip, with what `adapters` adds.
 
@@ -118,6 +126,19 @@ def run_block(
         _, k_context, v_context = (t.expand(len(x), -1, -1, -1) for t in _heads(block, context[None], adapters))
         k, v = torch.cat([k, k_context], dim=2), torch.cat([v, v_context], dim=2)
     attended = attend(q, k, v).transpose(1, 2).flatten(-2)
+    return _behind_attention(block, x, attended, adapters)
+
+
+def run_last_block(
+    block: nn.Module, x: Tensor, *, adapters: BlockAdapters | None = None, context: Tensor | None = None
+) -> Tensor:
+    """`run_block` of which only the class token goes on: [B, L, width] -> [B, 1, width]."""
+    seen = None if context is None else block.ln_1(context)
+    attended = class_token_attends(block.attn, block.ln_1(x), *_in_projection(block.attn, adapters), seen)
+    return _behind_attention(block, x[:, :1], attended, adapters)
+
+
+def _behind_attention(block: nn.Module, x: Tensor, attended: Tensor, adapters: BlockAdapters | None) -> Tensor:
     x = x + block.ls_1(_ssf(adapters, "attn_out", block.attn.out_proj(attended)))
     mlp = block.ls_2(_mlp(block.mlp, block.ln_2(x), adapters))
     if adapters is not None and adapters.adapter is not None:
@@ -140,16 +161,43 @@ def _heads(block: nn.Module, x: Tensor, adapters: BlockAdapters | None) -> list[
     return [t.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for t in (q, k, v)]
 
 
+def _in_projection(attn: nn.MultiheadAttention, adapters: BlockAdapters | None) -> tuple[Tensor, Tensor]:
+    """Weight and bias that give `_heads`' queries, keys and values at once, with what SSF and LoRA make of them."""
+    weight, bias = attn.in_proj_weight, attn.in_proj_bias
+    if adapters is not None and adapters.ssf:
+        ssf = adapters.ssf["attn_in"]
+        weight, bias = weight * ssf.scale[:, None], ssf(bias)
+    if adapters is not None and adapters.lora_q is not None:
+        w_q, w_k, w_v = weight.chunk(3)
+        weight = torch.cat([w_q + adapters.lora_q.weight, w_k, w_v + adapters.lora_v.weight])
+    return weight, bias
+
+
 def _mlp(mlp: nn.Sequential, x: Tensor, adapters: BlockAdapters | None) -> Tensor:
     hidden = _ssf(adapters, "mlp_in", mlp.c_fc(x))
     return _ssf(adapters, "mlp_out", mlp.c_proj(_activate(mlp.gelu, hidden)))
 
 
 def _activate(gelu: nn.Module, x: Tensor) -> Tensor:
-    if not isinstance(gelu, QuickGELU):
-        return gelu(x)
-    # x sigmoid(1.702 x) as a scaled SiLU: one tensor is kept for the way back instead of three.
-    return F.silu(x.mul_(1.702)).div_(1.702)
+    return _QuickGELU.apply(x) if isinstance(gelu, QuickGELU) else gelu(x)
+
+
+class _QuickGELU(torch.autograd.Function):
+    """x sigmoid(1.702 x) as a scaled SiLU: one tensor is kept for the way back instead of three.
+
+    The scales before and behind the SiLU cancel in the derivative, so going backward nothing is scaled.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        scaled = 1.702 * x
+        ctx.save_for_backward(scaled)
+        return F.silu(scaled).div_(1.702)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return torch.ops.aten.silu_backward(grad, *ctx.saved_tensors)
 
 
 class ImageTower(nn.Module):
@@ -197,16 +245,17 @@ class ImageTower(nn.Module):
 
     def _encode(self, images: Tensor) -> Tensor:
         x = self._tokens(images)
-        run = functools.partial(recomputed, run_block) if self.grad_checkpointing else run_block
         blocks = self.visual.transformer.resblocks
         for i, block in enumerate(blocks):
             adapters = self.adapters[str(i)] if str(i) in self.adapters else None
             prompt = None if adapters is None or adapters.prompt is None else adapters.prompt.to(x.dtype)
             if prompt is not None and not self.deep:  # VPT-shallow: the prompts go on with the patches
                 x, prompt = torch.cat([x, prompt.expand(len(x), -1, -1)], dim=1), None
-            # Only the class token is read; and of VPT-deep's prompts nothing, as each block has its own.
-            keep = slice(0, 1) if i == len(blocks) - 1 else None
-            x = run(block, x, adapters=adapters, context=prompt, keep=keep)
+            run = run_block if i < len(blocks) - 1 else run_last_block  # behind it, only the class token is read
+            run = functools.partial(recomputed, run) if self.grad_checkpointing else run
+            x = run(
+                block, x, adapters=adapters, context=prompt
+            )  # VPT-deep's prompts do not go on: each block has its own
         return self.visual.ln_post(x[:, 0])
 
     def _tokens(self, images: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT, TINY_CLIP
+from open_clip.transformer import QuickGELU
 from PIL import Image
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ import main_phase2
 from datasets import build_data, build_loaders
 from datasets.image_cache import ImageCache
 from datasets.transforms import RECIPES, Recipe, random_crop
-from models import Detector, build_classifier, build_detector
+from models import Detector, build_classifier, build_detector, peft
 from utils.config import Config
 
 CLI = ("--cfg", "tiny.yaml", "epochs=1", "num_workers=0")
@@ -113,6 +114,40 @@ def test_class_chunks_bound_the_memory(workdir):
 def test_the_linear_head_has_no_text_tower(workdir):
     model = build_classifier(Config(backbone="tiny.json", pretrained="none"), NAMES)
     assert not any("text" in name for name, _ in model.named_modules())
+
+
+ADAPTERS = ({}, *({name: True} for name in ("vpt_deep", "vpt_shallow", "lora", "adapter", "adaptformer", "ssf")))
+
+
+@pytest.mark.parametrize("settings", [*ADAPTERS, {"bias_tuning": True, "finetune": True}], ids=str)
+def test_the_class_token_alone_gets_what_all_tokens_get(workdir, monkeypatch, settings):
+    settings = {"backbone": "tiny.json", "pretrained": "none", "vpt_len": 3, "bottleneck": 4, **settings}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_classifier(Config(**settings), NAMES).double()
+        for parameter in model.parameters():  # zero initialisations would hide mistakes
+            parameter.data.add_(torch.randn_like(parameter) / 10)
+        images = torch.randn(5, 3, 16, 16, dtype=torch.float64)
+    results = []
+    for run in (peft.run_last_block, peft.run_block):
+        monkeypatch.setattr(peft, "run_last_block", run)
+        model.zero_grad()
+        logits = model(images)
+        logits.square().sum().backward()
+        results.append([logits, *(p.grad for p in model.parameters() if p.requires_grad)])
+    assert len(results[0]) > 2 + any(value is True for value in settings.values())
+    for ours, plain in zip(*results):
+        torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9)
+
+
+def test_quick_gelu_is_open_clips():
+    x = torch.linspace(-8, 8, 101, dtype=torch.float64, requires_grad=True)
+    results = []
+    for gelu in (peft._QuickGELU.apply, QuickGELU()):
+        y = gelu(x)
+        results.append((y, *torch.autograd.grad(y.sin().sum(), x)))
+    for ours, plain in zip(*results):
+        torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
 
 
 # -------------------------------------------------- samples that do not count
