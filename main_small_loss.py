@@ -14,7 +14,7 @@ from utils.clean_set import clean_set_path, writable_clean_set
 from utils.config import Config, load_config
 from utils.engine import build_optimizer, build_schedule, evaluate, map_batches, train_one_epoch
 from utils.errors import cli
-from utils.losses import cross_entropy, masked_mean
+from utils.losses import cross_entropy, label_probability, masked_mean
 from utils.metrics import RunningMeans
 from utils.report import report_selection, report_unreadable
 from utils.run import Run, start_run
@@ -81,7 +81,7 @@ def label_match(cfg: Config, run: Run, data: Data, model: nn.Module) -> tuple[Ve
 
     def judge(batch: Batch) -> Tensor:
         logits = model(batch.images).float()
-        score = (-cross_entropy(logits, batch.targets)).exp()
+        score = label_probability(logits, batch.targets)
         selected = logits.argmax(dim=-1) == batch.targets
         verdicts.record(batch.index, selected=selected, score=score, logits=logits)
         quality.add(**verdicts.batch_quality(batch.index, selected))

@@ -47,7 +47,7 @@ def build_data(cfg: Config) -> Data:
         data = BUILDERS[cfg.dataset](cfg)
     if cfg.flip is not None:
         data = replace(data, recipe=replace(data.recipe, flip=cfg.flip))
-    return apply_corrections(data, Path(cfg.corrections)) if cfg.corrections else data
+    return apply_corrections(cfg, data) if cfg.corrections else data
 
 
 def build_loaders(cfg: Config, data: Data, model: Any, device: torch.device) -> tuple[Loader, dict[str, Loader]]:

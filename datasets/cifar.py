@@ -15,6 +15,7 @@ import numpy as np
 import torchvision
 
 from utils.config import Config
+from utils.console import quiet_downloads, tell
 from utils.errors import UserError
 
 Split = tuple[np.ndarray, np.ndarray]
@@ -93,11 +94,12 @@ def plain_name(cfg: Config) -> str:
 
 
 def _download(cfg: Config) -> None:
-    print(f"fetching {cfg.dataset} into {cfg.data_root}", flush=True)
+    tell(cfg, f"fetching {cfg.dataset} into {cfg.data_root}")
     archive = ARCHIVES[plain_name(cfg)]
     try:
         Path(cfg.data_root).mkdir(parents=True, exist_ok=True)
-        archive(cfg.data_root, download=True)
+        with quiet_downloads(cfg):
+            archive(cfg.data_root, download=True)
     except Exception as error:  # a network fails in many ways
         raise UserError(
             f"{cfg.dataset} is not in {cfg.data_root} and could not be fetched ({type(error).__name__}): unpack {archive.url} there by hand"

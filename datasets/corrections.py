@@ -11,15 +11,16 @@ import torch
 from datasets.base import Data, NoisyImages
 from datasets.image_files import ImageFiles
 from datasets.names import label_number, label_numbers
-from datasets.own_data import say
 from datasets.tables import read_table
+from utils.config import Config
+from utils.console import tell
 from utils.errors import UserError
 
 ACTIONS = ("keep", "relabel", "drop")
 
 
-def apply_corrections(data: Data, path: Path) -> Data:
-    """The data with the decisions of a CSV sample_id,action,label.
+def apply_corrections(cfg: Config, data: Data) -> Data:
+    """The data with the decisions of `corrections`, a CSV sample_id,action,label.
 
     `keep` leaves a label as it is, `relabel` replaces it by `label` (a class's name or number), `drop` takes the sample
     out of the train split. Ids and given labels change with it, and so does the fingerprint.
@@ -28,7 +29,7 @@ def apply_corrections(data: Data, path: Path) -> Data:
         UserError: a file that cannot be read; an id, action or class that there is not; a sample decided on twice; fewer
             than two classes left.
     """
-    train = data.train
+    train, path = data.train, Path(cfg.corrections)
     row_of = {name: row for row, name in enumerate(train.ids)}
     numbers = label_numbers(data.class_names)
     given, kept = train.given.clone(), torch.ones(len(train), dtype=torch.bool)
@@ -53,8 +54,9 @@ def apply_corrections(data: Data, path: Path) -> Data:
     if len(given[kept].unique()) < 2:
         raise UserError(f"corrections={path}: fewer than two classes are left in the train split; drop or relabel less")
     count = Counter(decided.values())
-    say(
-        f"corrections={path}: {count['keep']} labels kept, {count['relabel']} replaced, {count['drop']} samples dropped"
+    tell(
+        cfg,
+        f"corrections={path}: {count['keep']} labels kept, {count['relabel']} replaced, {count['drop']} samples dropped",
     )
     return replace(data, train=_rows(replace(train, given=given), kept))
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from datasets.layout import Listing, make_listing, subfolders
 from datasets.names import given_names, natural
-from datasets.own_data import OwnData, check_distinct, checked, data_folder, leads_outside, outside, say
+from datasets.own_data import OwnData, check_distinct, checked, data_folder, leads_outside, outside
 from utils.config import Config
+from utils.console import tell
 from utils.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -57,10 +58,14 @@ def _class_images(cfg: Config, root: Path, split: str) -> dict[str, list[str]]:
     found = {name: _images(cfg, root, f"{split}/{name}".lstrip("/")) for name in subfolders(top)}
     empty = [name for name, ids in found.items() if not ids]
     if empty:
-        say(f"image_folder: left out {len(empty)} folders of {top} without an image in them ({', '.join(empty[:3])})")
+        names = ", ".join(empty[:3])
+        tell(
+            cfg, f"image_folder: left out {len(empty)} folders of {top} without an image in them ({names})", always=True
+        )
     loose = [entry.name for entry in _scan(str(top)) if _is_image(entry)]
     if loose:
-        say(f"image_folder: left out {len(loose)} images in {top} that lie in no class folder ({loose[0]})")
+        text = f"image_folder: left out {len(loose)} images in {top} that lie in no class folder ({loose[0]})"
+        tell(cfg, text, always=True)
     return {name: ids for name, ids in found.items() if ids}
 
 

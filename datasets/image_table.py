@@ -12,9 +12,10 @@ import numpy as np
 
 from datasets.layout import Listing, check_files, make_listing
 from datasets.names import Names, given_names, label_number, label_numbers, natural
-from datasets.own_data import OwnData, check_distinct, check_inside, checked, data_folder, outside, say
+from datasets.own_data import OwnData, check_distinct, check_inside, checked, data_folder, outside
 from datasets.tables import read_table
 from utils.config import Config
+from utils.console import tell
 from utils.errors import UserError
 
 COLUMNS = {
@@ -99,7 +100,7 @@ def _entries(cfg: Config, root: Path, table: Path, source: str) -> dict[str, Ent
             )
         n_repeated += earlier is not entry
     if n_repeated:
-        say(f"{source}: {n_repeated} rows say the same of an image again; each image counts once")
+        tell(cfg, f"{source}: {n_repeated} rows say the same of an image again; each image counts once")
     return entries
 
 

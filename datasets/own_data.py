@@ -13,7 +13,7 @@ import numpy as np
 from datasets.layout import Listing, by_folder
 from datasets.names import codes
 from utils.config import Config
-from utils.distributed import rank
+from utils.console import tell
 from utils.errors import UserError
 
 
@@ -46,11 +46,13 @@ def checked(cfg: Config, own: OwnData) -> OwnData:
         _check_utf8(split)
     unclear = codes(own.prompts or own.names)
     if unclear:
-        say(
-            f"warning: {len(unclear)} of {len(own.names)} class names look like codes ({', '.join(unclear[:3])}), and CLIP goes by words; give names with class_names=FILE, a CSV index,name or one name a line"
+        tell(
+            cfg,
+            f"warning: {len(unclear)} of {len(own.names)} class names look like codes ({', '.join(unclear[:3])}), and CLIP goes by words; give names with class_names=FILE, a CSV index,name or one name a line",
+            always=True,
         )
     if own.test is None:
-        say(f"{cfg.dataset}: no test split, so nothing is held out and no accuracy is reported")
+        tell(cfg, f"{cfg.dataset}: no test split, so nothing is held out and no accuracy is reported")
     return own
 
 
@@ -108,13 +110,6 @@ def outside(name: str, root: Path, source: str) -> UserError:
     return UserError(
         f"{source}: '{name[:200]}' leads outside data_root={root}; move it there, or set allow_outside_root=true if that is meant"
     )
-
-
-def say(text: str) -> None:
-    """A line for the reader, before there is a run to log it."""
-    if rank() > 0:
-        return
-    print(text.encode(errors="backslashreplace").decode(), flush=True)  # a file's name need not be UTF-8
 
 
 def _links(folder: str) -> set[str]:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from models import digits_clip
 from utils.config import Config
+from utils.console import quiet_downloads, tell
 from utils.errors import UserError
 from utils.files import write_atomically
 from utils.randomness import seeded
@@ -80,8 +81,10 @@ def _read_model_config(path: Path) -> dict[str, Any]:
         model_cfg = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"backbone: no such model config file: {path}") from None
-    except Exception as error:  # a damaged archive may fail anywhere
-        raise UserError(f"{path}: cannot be read as weights ({(str(error).splitlines() or [''])[0][:120]})") from None
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no JSON, or no UTF-8
+        raise UserError(
+            f"backbone: {path} cannot be read as a model config ({error}); it must be one of open_clip's, in JSON"
+        ) from None
     parts = [model_cfg.get(key) for key in ("vision_cfg", "text_cfg")] if isinstance(model_cfg, dict) else [None]
     if not all(isinstance(part, dict) for part in parts) or "embed_dim" not in model_cfg:
         raise UserError(
@@ -120,7 +123,7 @@ def _weights(cfg: Config, name: str) -> dict[str, Tensor] | None:
     if Path(cfg.pretrained).is_file():
         return read_state_dict(Path(cfg.pretrained))
     if name == DIGITS:
-        return _digits_weights(Path(cfg.weights_dir))
+        return _digits_weights(cfg)
     if not name or cfg.pretrained not in list_pretrained_tags_by_model(name):
         tags = f"; tags of {cfg.backbone}: {', '.join(list_pretrained_tags_by_model(name)[:8])}" if name else ""
         raise UserError(
@@ -149,9 +152,9 @@ def quiet_hub() -> Iterator[None]:
 
 def _download(cfg: Config, name: str) -> dict[str, Tensor]:
     source = get_pretrained_cfg(name, cfg.pretrained)
-    print(f"fetching the weights '{cfg.pretrained}' of {cfg.backbone} (kept in {cfg.weights_dir})", flush=True)
+    tell(cfg, f"fetching the weights '{cfg.pretrained}' of {cfg.backbone} (kept in {cfg.weights_dir})")
     try:
-        with quiet_hub():
+        with quiet_hub(), quiet_downloads(cfg):
             path = download_pretrained(source, cache_dir=cfg.weights_dir)
     except Exception as error:  # every client and proxy fails in its own way; the remedy is one
         where = source.get("url") or f"the Hugging Face hub, {source.get('hf_hub')}"
@@ -164,13 +167,13 @@ def _download(cfg: Config, name: str) -> dict[str, Tensor]:
     return read_state_dict(Path(path))
 
 
-def _digits_weights(folder: Path) -> dict[str, Tensor]:
+def _digits_weights(cfg: Config) -> dict[str, Tensor]:
     """The embedded backbone's weights, made on first use. The file's name changes whenever its recipe does."""
     recipe = hashlib.sha256(Path(digits_clip.__file__).read_bytes()).hexdigest()[:8]
-    path = folder / f"digits-{recipe}.pt"
+    path = Path(cfg.weights_dir) / f"digits-{recipe}.pt"
     if not path.is_file():
-        print(f"making the weights of backbone 'digits' from rendered typefaces, once (kept at {path})", flush=True)
-        state = digits_clip.pretrain()
+        tell(cfg, f"making the weights of backbone 'digits' from rendered typefaces, once (kept at {path})")
+        state = digits_clip.pretrain(progress=not cfg.quiet)
         write_atomically(path, lambda file: torch.save(state, file))
     return read_state_dict(path)
 

@@ -11,6 +11,7 @@ from models.classifier import LinearHead
 from models.clip import quiet_hub, read_state_dict, require_same_architecture
 from models.memory import has_batch_statistics, in_parts
 from utils.config import Config
+from utils.console import quiet_downloads, tell
 from utils.errors import UserError
 
 # The paper's four; any other timm name is taken as it is.
@@ -72,9 +73,9 @@ def _load(cfg: Config) -> nn.Module:
         raise UserError(
             f"pretrained: '{cfg.pretrained}' is no weights file; a timm backbone brings its own weights, so leave the key out"
         )
-    print(f"fetching the weights of {name} (kept in {cfg.weights_dir})", flush=True)
+    tell(cfg, f"fetching the weights of {name} (kept in {cfg.weights_dir})")
     try:
-        with quiet_hub():
+        with quiet_hub(), quiet_downloads(cfg):
             return timm.create_model(name, pretrained=True, num_classes=0, cache_dir=cfg.weights_dir, **options)
     except Exception as error:  # every client and proxy fails in its own way; the remedy is one
         hub = timm.get_pretrained_cfg(name)

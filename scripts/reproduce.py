@@ -63,6 +63,8 @@ MACHINE = (
     "noise_file",
     "output_dir",
     "clean_set",
+    "report_to",
+    "quiet",
 )
 # What the paper leaves open, and we decided.
 NOTES = {

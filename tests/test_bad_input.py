@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -150,12 +151,14 @@ def test_nothing_is_left_behind_by_a_refused_run(workdir, fails):
         ("pretrained=tensor.pt", "tensor.pt: holds no state dict"),
         ("backbone=hf-hub:foo/bar", "unknown backbone 'hf-hub:foo/bar'"),
         ("backbone=null.json", "is not an open_clip model config"),
+        ("backbone=words.json", "words.json cannot be read as a model config"),
         ("seed=4294967296", "seed = 4294967296 is out of range"),
         ("epochs=2020-13-45", "epochs must be int, got '2020-13-45'"),
     ],
 )
 def test_odd_values(workdir, fails, override, message):
     torch.save(torch.zeros(3), "tensor.pt")
+    Path("words.json").write_text("embed_dim: 8")
     Path("null.json").write_text('{"embed_dim": 8, "vision_cfg": null, "text_cfg": {}}')
     assert message in fails(main_phase1.main, *TINY, override)
 
@@ -187,3 +190,15 @@ def test_a_full_disk_is_one_line(tmp_path):
         write_atomically(path, fail)
     assert path.read_text() == "good"
     assert [p.name for p in tmp_path.iterdir()] == ["file.pt"]
+
+
+def test_without_tensorboard_nothing_is_started(workdir, fails, monkeypatch):
+    main_phase1.main([*TINY, "output_dir=run"])
+    before = Path("run/checkpoint.pt").read_bytes()
+    for name in [name for name in sys.modules if name.startswith(("tensorboard", "torch.utils.tensorboard"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)  # as if it were not installed
+    line = fails(main_phase1.main, *TINY, "output_dir=run", "report_to=tensorboard")
+    assert "report_to=tensorboard needs the package tensorboard" in line
+    assert "pip install tensorboard" in line
+    assert Path("run/checkpoint.pt").read_bytes() == before

@@ -19,6 +19,8 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 import main_phase1
+import main_real_phase1
+import main_small_loss
 from datasets.base import NoisyImages
 from datasets.image_files import read_image
 from utils import html_report, run
@@ -141,6 +143,8 @@ def test_an_audit_is_shown_as_far_as_it_goes(tmp_path, kind):
     assert "31.2 % 28.5 to 33.8 %" in page
     assert "62 % (52 to 70) of 8" in page
     assert "cat → قطة 3" in page  # no pairs in the audit: counted
+    # The audit's shares are not those of the suspicious samples, which alone the page can show.
+    assert "Estimated share of wrong labels, by given class. Choose one to see its suspicious samples." in page
 
 
 # ------------------------------------------------------------------ the page
@@ -327,6 +331,38 @@ def test_a_run_writes_the_report_and_a_later_one_without_it_removes_it(workdir):
     main_phase1.main([*tiny])
     assert not Path("out/report.html").exists()
     assert not list(Path("out/plots").iterdir())
+
+
+@pytest.mark.parametrize("main", [main_phase1, main_real_phase1])
+def test_label_match_is_a_rival_with_the_scores_that_its_own_script_writes(workdir, monkeypatch, main):
+    tiny = ("--cfg", "tiny.yaml", "epochs=1", "max_steps=4", "clean_set=set.pt")
+    seen, original = {}, main_phase1.report_selection
+
+    def spy(*args, rivals, **more):
+        seen.update(rivals)
+        return original(*args, rivals=rivals, **more)
+
+    monkeypatch.setattr(main_phase1, "report_selection", spy)
+    main.main([*tiny, "report=true", "audit_injection=0.1", "output_dir=out"])  # not the injected labels' scores
+    main_small_loss.main([*tiny, "strategy=label_match", "output_dir=match"])
+    table = list(csv.DictReader(Path("match/samples.csv").read_text().splitlines()))
+    scores = np.array([float(row["label_score"] or "nan") for row in table], dtype=np.float32)
+    assert np.array_equal(seen["label-match"].numpy(), scores, equal_nan=True)
+    known = np.isfinite(scores)
+    assert known.sum() == 4 * 128
+    truth = np.array([row["given_label"] == row["true_label"] for row in table])[known]
+    text = visible_text(Path("out/report.html").read_text(encoding="utf-8"))
+    for name, value in (("AP", average_precision_score), ("AUC", roc_auc_score)):
+        assert f"label-match ({name} {100 * value(truth, scores[known]):.1f})" in text
+
+
+@pytest.mark.parametrize("settings", [["selection=final"], ["report=true", "noise_ratio=0"]])
+def test_no_pass_for_curves_that_there_are_not(workdir, monkeypatch, settings):
+    def built(*_):
+        raise AssertionError("label-match was asked")
+
+    monkeypatch.setattr(main_phase1, "build_zero_shot", built)
+    main_phase1.main(["--cfg", "tiny.yaml", "epochs=1", "max_steps=1", *settings])
 
 
 # --------------------------------------------------------------- in a browser

@@ -213,6 +213,7 @@ def test_another_resolution(workdir):
     [
         ({"backbone": "ViT-B/17"}, r"unknown backbone 'ViT-B/17' \(did you mean 'ViT-B/1"),
         ({"backbone": "nowhere.json"}, "no such model config file: nowhere.json"),
+        ({"backbone": "garbage.json"}, "garbage.json cannot be read as a model config"),
         ({"backbone": "tiny.yaml", "pretrained": "x"}, "unknown backbone 'tiny.yaml'"),
         ({"backbone": "RN50"}, "has no ViT image tower"),
         ({"backbone": "ViT-B-16-SigLIP"}, "is not a CLIP with open_clip's own ViT"),
@@ -229,6 +230,7 @@ def test_another_resolution(workdir):
 )
 def test_bad_models_are_refused(workdir, settings, message):
     Path("garbage.pt").write_bytes(b"not a model")
+    Path("garbage.json").write_bytes(b"\xffnot a model")
     torch.save({"a": [1]}, "list.pt")
     wide = json.loads(json.dumps(TINY_CLIP))
     wide["vision_cfg"]["width"] = 48

@@ -607,7 +607,7 @@ def test_corrections(workdir, capsys):
     old, new = before.train.fingerprint(), data.train.fingerprint()
     assert old["ids_sha256"] != new["ids_sha256"]
     assert old["labels_sha256"] != new["labels_sha256"]
-    assert apply_corrections(before, Path("fix.csv")).train.fingerprint() == new
+    assert apply_corrections(Config(corrections="fix.csv"), before).train.fingerprint() == new
     assert before.train.given.tolist() == [0, 0, 1, 1, 2, 2]
     assert "corrections=fix.csv: 1 labels kept, 2 replaced, 1 samples dropped" in capsys.readouterr().out
 

@@ -175,6 +175,12 @@ class Config:
         None, "selected set to write in phase 1 and to read in phase 2 (default: phase1/<dataset>/<noise>.pt)"
     )
     report: bool = key(False, "write report.html and plots of the selection, for looking at suspicious labels")
+    report_to: str = key(
+        "none", "tensorboard: write the figures of metrics.jsonl for it, too", choices=("none", "tensorboard")
+    )
+    quiet: bool = key(
+        False, "print warnings, final figures and what was written alone; log.txt stays complete (--quiet)"
+    )
     resume: bool = key(False, "go on from the run folder's checkpoint (--resume)")
 
     @property
@@ -225,8 +231,7 @@ def load_config(argv: list[str] | None, *, script: str) -> Config:
         if not equals:
             raise UserError(f"command line: '{item}' is not of the form key=value")
         values[name] = _checked(name, _from_text(name, text), "command line")
-    if args.resume:
-        values["resume"] = True
+    values |= {name: True for name in ("resume", "quiet") if getattr(args, name)}
     return Config(**values)
 
 
@@ -243,7 +248,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser(script: str) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=f"{script}.py",
-        usage="%(prog)s --cfg FILE [flags] [--resume] [key=value ...]",
+        usage="%(prog)s --cfg FILE [flags] [--resume] [--quiet] [key=value ...]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=_key_table(),
         allow_abbrev=False,
@@ -252,6 +257,7 @@ def _parser(script: str) -> argparse.ArgumentParser:
     for name in FLAGS:
         parser.add_argument(f"--{name}", metavar="VALUE", help=f"same as {name}=VALUE")
     parser.add_argument("--resume", action="store_true", help="go on from the run folder's checkpoint")
+    parser.add_argument("--quiet", action="store_true", help="print warnings, final figures and what was written alone")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any of the keys below")
     return parser
 

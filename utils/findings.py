@@ -128,6 +128,11 @@ def find(
     )
 
 
+def has_both_kinds(is_clean: Tensor | np.ndarray | None) -> bool:
+    """Whether right and wrong labels are known, some of each, bool [N]: else there is nothing to tell apart."""
+    return is_clean is not None and bool(is_clean.any()) and not bool(is_clean.all())
+
+
 def _field(audit: Any, name: str) -> Any:
     return audit.get(name) if isinstance(audit, dict) else getattr(audit, name, None)
 
@@ -184,7 +189,7 @@ def _curves(scores: dict[str, np.ndarray], is_clean: np.ndarray) -> list[LineCha
     for name, score in scores.items():
         known = np.isfinite(score)
         truth, score = is_clean[known], score[known]
-        if truth.all() or not truth.any():
+        if not has_both_kinds(truth):
             continue
         precision, recall, _ = precision_recall_curve(truth, score, drop_intermediate=True)
         ap = average_precision_score(truth, score)

@@ -116,7 +116,7 @@ def _headlines(findings: Findings, history: list[dict]) -> list[Headline]:
         share = f"{findings.suspicious_share:.1f} %"
         result.append(Headline(share, "wrong labels, estimated", "the suspicious ones, counted"))
     if findings.quality:
-        note = "precision {precision:.1f} %, recall {recall:.1f} % of the trusted labels".format(**findings.quality)
+        note = "of the trusted: precision {precision:.1f} %, recall {recall:.1f} %".format(**findings.quality)
         result.append(Headline(f"{findings.quality['f1']:.1f} %", "F1 against the true labels", note))
     accuracies = [line["test_accuracy"] for line in history if "test_accuracy" in line]
     if accuracies:

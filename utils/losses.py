@@ -35,6 +35,11 @@ def complementary_labels(targets: Tensor, index: Tensor, n_classes: int, *, seed
     return (targets + 1 + sample_integers("complementary", seed, epoch, index, n_classes - 1)) % n_classes
 
 
+def label_probability(logits: Tensor, targets: Tensor) -> Tensor:
+    """Softmax probability of the labels, [B, C] and [B] -> [B], in float32."""
+    return (-cross_entropy(logits.float(), targets)).exp()
+
+
 def masked_mean(losses: Tensor, mask: Tensor) -> Tensor:
     """Mean over the samples of a mask, [B] and bool [B]; 0 (with zero gradient) when there is none."""
     return (losses * mask).sum() / mask.sum().clamp(min=1)

@@ -78,7 +78,7 @@ def _draw_classes(axes: Axes, classes: list[ClassNoise]) -> None:
             axes.plot([c.low, c.high], [row, row], color="black", linewidth=1)
     _name_rows(axes, [c.name for c in classes])
     axes.set_xlabel("%")
-    axes.figure.suptitle("Share of labels that look wrong, by given class")
+    axes.figure.suptitle("Estimated share of wrong labels, by given class")
 
 
 def _draw_pairs(axes: Axes, pairs: list[Pair]) -> None:

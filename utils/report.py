@@ -107,7 +107,10 @@ def write_page(
         rival_scores=rivals,
         plots=run.folder / "plots",
     )
-    run.say(f"wrote {written[0]} and {len(written) - 1} plots: open it in a browser to judge the suspicious labels")
+    run.say(
+        f"wrote {written[0]} and {len(written) - 1} plots: open it in a browser to judge the suspicious labels",
+        always=True,
+    )
 
 
 def report_unreadable(run: Run, loaders: dict[str, Any]) -> dict[str, int]:
@@ -123,7 +126,8 @@ def report_unreadable(run: Run, loaders: dict[str, Any]) -> dict[str, int]:
         write_text(path, _csv([("split", "sample_id", "reason"), *sorted(rows)]))
         names = ", ".join(name for _, name, _ in sorted(rows)[:3])
         run.say(
-            f"left out {len(rows)} images that cannot be read ({names}{', ...' if len(rows) > 3 else ''}): see {path}"
+            f"left out {len(rows)} images that cannot be read ({names}{', ...' if len(rows) > 3 else ''}): see {path}",
+            always=True,
         )
     return {"n_unreadable": len(rows)}
 
@@ -144,7 +148,7 @@ def report_audit(run: Run, data: Any, look: SecondLook, trained: Tensor) -> Audi
     )
     write_audit(run.folder / "audit.json", found)
     low, high = found.interval
-    run.say(f"estimated share of wrong labels: {found.noise_rate:.1f} % ({low:.1f} to {high:.1f})")
+    run.say(f"estimated share of wrong labels: {found.noise_rate:.1f} % ({low:.1f} to {high:.1f})", always=True)
     return found
 
 

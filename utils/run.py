@@ -23,12 +23,14 @@ from tqdm import tqdm
 
 from utils.checkpoint import previous, read_checkpoint, restore, save_checkpoint
 from utils.config import Config, dump_config
+from utils.console import BatchBar
 from utils.distributed import largest, local_rank, processes_here, rank, world
 from utils.errors import UserError
 from utils.files import write_text
 from utils.locks import take_lock
 from utils.metrics import RunningMeans
 from utils.stopping import StopRequestError, deferred, stop_requested
+from utils.tensorboard import EVENT_FILES, Board
 
 try:
     import resource
@@ -51,11 +53,13 @@ FREE_ON_RESUME = {
     "cache_dir",
     "noise_file",
     "report",
+    "report_to",
+    "quiet",
     "review_budget",
     "sort_samples",
 }
 PLOTS = ("label_score", "noise_by_class", "confused_pairs", "losses", "training", "precision_recall", "roc")
-# What an earlier run may have left in the folder.
+# What an earlier run may have left in the folder, as patterns.
 OUTPUTS = (
     "log.txt",
     "checkpoint.pt",
@@ -68,6 +72,7 @@ OUTPUTS = (
     "clean_set.json",
     "report.html",
     *(f"plots/{name}.png" for name in PLOTS),
+    f"tensorboard/{EVENT_FILES}",
 )
 
 
@@ -99,6 +104,7 @@ class Run:
         settings = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in FREE_ON_RESUME}
         self.identity = {"script": script, **settings, **inputs}
         self.folder = run_folder(cfg, script)
+        self.board = Board(self.folder / "tensorboard") if cfg.report_to == "tensorboard" else None
         self.autocast_dtype, self.half_weights = _precision(cfg, device)
         self.scaler = torch.amp.GradScaler(
             device.type, enabled=cfg.prec == "amp" and self.autocast_dtype == torch.float16
@@ -114,18 +120,27 @@ class Run:
         """What the arithmetic really is, in words."""
         return "fp16 weights" if self.half_weights else str(self.autocast_dtype or torch.float32).removeprefix("torch.")
 
-    def say(self, text: str) -> None:
-        """A line for the reader and log.txt."""
+    def say(self, text: str, *, always: bool = False) -> None:
+        """A line for log.txt and the reader.
+
+        Args:
+            always: the reader gets it even with `quiet`: a warning, a final figure, or what was written where.
+        """
         if rank() > 0:
             return
-        tqdm.write(text, file=sys.stdout)
+        if always or not self.cfg.quiet:
+            tqdm.write(text, file=sys.stdout)
         with (self.folder / "log.txt").open("a", encoding="utf-8") as log:
             log.write(text + "\n")
 
-    def progress(self, batches: Iterable[Any], title: str, total: int, done: int = 0) -> tqdm:
-        """A bar over batches, where somebody watches."""
-        hidden = None if rank() == 0 else True
-        return tqdm(batches, title, total, unit="batch", leave=False, disable=hidden, initial=done)
+    def progress(self, batches: Iterable[Any], title: str, total: int, done: int = 0) -> BatchBar:
+        """A bar over batches, where somebody watches.
+
+        Args:
+            total: batches of the whole pass, of which a stopped run had `done` behind it.
+        """
+        hidden = True if rank() > 0 or self.cfg.quiet else None  # None: where stderr is no terminal
+        return BatchBar(batches, title, total, leave=False, disable=hidden, initial=done, bar_format=BatchBar.FORMAT)
 
     def place(self, module: nn.Module) -> nn.Module:
         """Move a module to the device, in the precision of the run, compiled if the settings say so."""
@@ -184,7 +199,9 @@ class Run:
             self._save()
             self._write_history()
         shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        self.say(f"epoch {epoch}/{self.cfg.epochs}  {shown}")
+        seconds = metrics.get("train_seconds")  # none where nothing is trained
+        speed = f"  {metrics['images'] / seconds:,.4g} images/s" if seconds else ""
+        self.say(f"epoch {epoch}/{self.cfg.epochs}  {shown}{speed}")
 
     def _save(self) -> None:
         facts = {
@@ -226,9 +243,13 @@ class Run:
         }
         path = self.folder / "summary.json"
         write_text(path, json.dumps(summary, indent=1) + "\n")
+        if self.board is not None:
+            self.board.close()
         figures = ("precision", "recall", "f1", "best_accuracy", "last_accuracy")
-        self.say("  ".join(f"{name} {summary[name]:.2f}" for name in figures if summary.get(name) is not None))
-        self.say(f"wrote {', '.join(map(str, [*written, path]))}; log and checkpoint in {self.folder}")
+        found = "  ".join(f"{name} {summary[name]:.2f}" for name in figures if summary.get(name) is not None)
+        if found:
+            self.say(found, always=True)
+        self.say(f"wrote {', '.join(map(str, [*written, path]))}; log and checkpoint in {self.folder}", always=True)
         return summary
 
     def _accuracies(self) -> dict[str, float | None]:
@@ -262,6 +283,8 @@ class Run:
 
     def _write_history(self) -> None:
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
+        if self.board is not None:
+            self.board.show(self.history)
 
 
 def start_run(cfg: Config, script: str, inputs: dict[str, Any]) -> Run:
@@ -282,7 +305,7 @@ def start_run(cfg: Config, script: str, inputs: dict[str, Any]) -> Run:
     write_text(run.folder / "config.yaml", dump_config(cfg))
     if not cfg.resume and rank() == 0:
         read = Path(cfg.clean_set).resolve() if cfg.clean_set else None  # phase 2 may read it from this very folder
-        for path in (run.folder / name for name in OUTPUTS):
+        for path in (path for pattern in OUTPUTS for path in run.folder.glob(pattern)):
             if read is None or path.resolve() not in (read, read.with_suffix(".json")):
                 path.unlink(missing_ok=True)
     write_text(run.folder / "env.json", json.dumps(environment(run.device), indent=1) + "\n")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.engine import map_batches
-from utils.losses import clean_probability, cross_entropy
+from utils.losses import clean_probability, label_probability
 from utils.run import Run
 from utils.selection import Rule, Verdicts
 
@@ -55,8 +55,26 @@ def look_again(
         selected = clean(p_clean, labels, run.cfg.threshold)
         look.given.record(batch.index, selected=selected, score=score, logits=logits_pos)
         look.trained_score[batch.index] = trained_score.float()
-        look.likelihood[batch.index] = (-cross_entropy(logits_pos.float(), labels)).exp()
+        look.likelihood[batch.index] = label_probability(logits_pos, labels)
         return batch.index
 
     map_batches(model, train, judge, run, title="verdicts")
     return look
+
+
+def match_labels(zero_shot: nn.Module, train: Any, given: Tensor, run: Run) -> Tensor:
+    """Label-match's score of the given labels in one ordered pass; NaN where nobody looked, [N].
+
+    Args:
+        zero_shot: CLIP as it is, images -> logits [B, C].
+        train: loader of the samples, whatever its labels.
+        given: the labels as they were given, [N] on the device.
+    """
+    score = torch.full(given.shape, torch.nan, device=run.device)
+
+    def judge(batch: Any) -> Tensor:
+        score[batch.index] = label_probability(zero_shot(batch.images), given[batch.index])
+        return batch.index
+
+    map_batches(zero_shot, train, judge, run, title="label-match")
+    return score
