@@ -51,7 +51,7 @@ class Sizes:
     scaling_classes: tuple[int, int] = (100, 1000)
     scaling_batch: int = 64
     phase1: tuple[tuple[int, int], ...] = ((8, 100),)  # batch size, classes
-    phase2_images: int = 128
+    phase2_images: int = 64
     phase2_batch: int = 32
     eval_batch: int = 64
     eval_batches: int = 1  # measured; the figures are for 10,000 images
