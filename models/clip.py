@@ -80,8 +80,10 @@ def _read_model_config(path: Path) -> dict[str, Any]:
         model_cfg = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"backbone: no such model config file: {path}") from None
-    except Exception as error:  # a damaged archive may fail anywhere
-        raise UserError(f"{path}: cannot be read as weights ({(str(error).splitlines() or [''])[0][:120]})") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"backbone: {path} cannot be read as a model config ({(str(error).splitlines() or [''])[0][:120]})"
+        ) from None
     parts = [model_cfg.get(key) for key in ("vision_cfg", "text_cfg")] if isinstance(model_cfg, dict) else [None]
     if not all(isinstance(part, dict) for part in parts) or "embed_dim" not in model_cfg:
         raise UserError(
