@@ -112,6 +112,10 @@ def _build(name: str, model_cfg: dict[str, Any], *, seed: int) -> nn.Module:
     visual = clip.visual
     if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None or visual.pool_type != "tok":
         raise UserError(f"backbone: {label} has no ViT image tower with a class token, which prompts and adapters need")
+    if min(visual.grid_size) < 1:
+        raise UserError(
+            f"resolution={visual.image_size[0]}: less than one patch of {label}, {visual.patch_size[0]} pixels; raise it"
+        )
     return clip
 
 
@@ -129,7 +133,7 @@ def _weights(cfg: Config, name: str) -> dict[str, Tensor] | None:
             f"pretrained: '{cfg.pretrained}' is neither a weights file nor a tag of backbone {cfg.backbone}{tags}; 'none' starts from random weights"
         )
     by_hand = [
-        Path(cfg.weights_dir) / f"{name.removesuffix('-quickgelu')}.{end}" for end in ("pt", "safetensors", "bin")
+        Path(cfg.weights_dir) / f"{name.removesuffix('-quickgelu')}.{end}" for end in ("safetensors", "pt", "bin")
     ]
     for path in by_hand:
         if cfg.pretrained == "openai" and path.is_file():

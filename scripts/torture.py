@@ -48,9 +48,11 @@ import yaml  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
+import datasets.digits  # noqa: E402
 import main_baseline  # noqa: E402
 import main_phase1  # noqa: E402
 import main_phase2  # noqa: E402
+import utils.run  # noqa: E402
 from utils.config import LIMITS, SCRIPTS, TYPES, Config  # noqa: E402
 
 TINY_CLIP = {
@@ -167,7 +169,7 @@ class Victim:
     def command(self, where: str) -> list[str]:
         """Its command line, for any folder."""
         settings = [s.format(folder=where) for s in self.settings]
-        return [*BASE, "epochs=12", "batch_size=32", "num_workers=0", *settings, f"output_dir={where}"]
+        return [*BASE, "epochs=6", "batch_size=32", "num_workers=0", *settings, f"output_dir={where}"]
 
     def start(self, before: Callable[[], object] = lambda: None) -> Child:
         """Begin it, or go on with it."""
@@ -216,6 +218,7 @@ def kill_runs(rng: random.Random, number: int, tries: int) -> Counter:
             counts["while saving"] += any(Path(victim.folder).glob(".*"))
         counts["failed"] += victim.start().end() != "0"
         victim.compare(counts)
+        print(f"{signal.Signals(number).name}, up to {name:<14} {dict(counts)}", flush=True)
     return counts
 
 
@@ -668,7 +671,14 @@ def main() -> None:
 def in_folder(work: Path, chosen: list[str], args: argparse.Namespace, results: Path) -> list[str]:
     """Do the chosen parts in a folder of their own, and say what failed."""
     os.chdir(work)
-    open_clip.SimpleTokenizer = functools.cache(open_clip.SimpleTokenizer)  # takes longer than the rest of a short run
+    # Read once: these are the same in every run, and take longer than all the rest of a short one.
+    for module, name in (
+        (open_clip, "SimpleTokenizer"),
+        (datasets.digits, "load_digits"),
+        (utils.run, "version"),
+        (utils.run, "_git_commit"),
+    ):
+        setattr(module, name, functools.cache(getattr(module, name)))
     signal.signal(signal.SIGALRM, _hangs)
     Path("tiny.json").write_text(json.dumps(TINY_CLIP))
     Path("tiny.yaml").write_text(
