@@ -167,7 +167,7 @@ def test_a_read_only_file_system(workdir, fails):
     assert "run: cannot be written (Read-only file system); choose another output_dir" in line
 
 
-def test_what_no_writer_foresaw_is_one_line_too(fails):
+def test_what_no_writer_foresaw_is_one_line_too(fails, capsys):
     for error, words in (
         (OSError(28, "No space left on device", "plots/x.png"), "plots/x.png: No space left on device"),
         (BrokenPipeError(32, "Broken pipe"), "Broken pipe"),
@@ -180,6 +180,10 @@ def test_what_no_writer_foresaw_is_one_line_too(fails):
             raise error
 
         assert words in fails(main)
+    with pytest.raises(SystemExit) as stop:  # a script that cannot go on does not say how to
+        cli(lambda argv: os.kill(os.getpid(), signal.SIGTERM))([])
+    assert stop.value.code == 143
+    assert capsys.readouterr().err == "stopped by SIGTERM\n"
     with pytest.raises(RuntimeError, match="a mistake of ours"):
         cli(lambda argv: (_ for _ in ()).throw(RuntimeError("a mistake of ours")))([])
 
@@ -397,7 +401,7 @@ NASTY = (
     "lr: !!timestamp x",
     "lr: !!python/object/apply:os.system [ls]",
     "seed: 0x" + 5000 * "f",
-    "review_budget: " + 5000 * "9",
+    f"review_budget: '{5000 * '9'}'",
     'output_dir: "a\\0b"',
     'output_dir: "\\ud800"',
     'class_names: ["\\ud800"]',

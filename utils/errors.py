@@ -7,6 +7,7 @@ import functools
 import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from utils.locks import release_locks
@@ -41,7 +42,8 @@ def cli(main: Callable[..., object]) -> Callable[..., object]:
             found = " ".join(str(error).split())[:200] or "MemoryError"
             _refuse(f"out of memory: these settings ask for more than there is ({found})")
         except StopRequestError as stop:
-            print(f"stopped by {stop}; to go on: {_command(argv)}", file=sys.stderr)
+            resumes = Path(main.__code__.co_filename).stem.startswith("main_")
+            print(f"stopped by {stop}{f'; to go on: {_command(argv)}' if resumes else ''}", file=sys.stderr)
             raise SystemExit(stop.code) from None
         finally:
             release_locks()
