@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import json
 import multiprocessing
 import os
 import random
@@ -459,8 +460,6 @@ def test_any_command_line_runs_or_is_refused_in_one_line(typing_place, main, wor
 @pytest.fixture(scope="module")
 def typing_place(tmp_path_factory):
     """One working folder for all of what hypothesis makes up."""
-    import json
-
     from conftest import TINY_CLIP
 
     with pytest.MonkeyPatch.context() as patch:
@@ -477,3 +476,18 @@ def test_a_limit_for_every_integer(tmp_path):
     for value in (2**63, -(2**63), 10**400):
         with pytest.raises(UserError, match="seed must be int"):
             load_config(["--cfg", str(tmp_path / "x.yaml"), f"seed={value}"], script="main_phase1")
+
+
+def test_counts_of_several_tortures_add_up(tmp_path):
+    from scripts import torture
+
+    kills = {"SIGKILL": {"stopped": 3, "had a checkpoint": 2, "while saving": 1, "compared": 2, "differs": 0}}
+    for name, content in (
+        ("kills-0", kills),
+        ("kills-1", {"SIGKILL": {"stopped": 4, "failed": 1}}),
+        ("configs-0", {"settings file": {"ran": 1, "refused": 2}, "command line": {"refused": 3}}),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    lines = torture.markdown(torture.gathered(tmp_path)).splitlines()
+    assert "| SIGKILL | 8 | 7 | 2 | 1 | 2 | 0 | 1 |" in lines
+    assert "| all | 6 | 1 | 5 | 0 |" in lines
