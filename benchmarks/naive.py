@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -219,3 +220,20 @@ class InstanceNoise:
             p[y] += 1 - self.flip_rate[i]
             result.append(self.rng.choice(len(p), p=p))
         return np.array(result, dtype=np.int64)
+
+
+# ------------------------------------------------------------------ an epoch that nothing watches over
+
+
+def plain_epoch(batches: Any, step: Callable[[Any], tuple[Tensor, dict]], optimizer: Any, run: Any) -> float:
+    """The steps of an epoch and nothing else: no guards, no signals, no checkpoint; returns the mean loss."""
+    losses = []
+    for batch in batches:
+        with run.autocast():
+            loss, _ = step(batch)
+        optimizer.zero_grad(set_to_none=True)
+        run.scaler.scale(loss).backward()
+        run.scaler.step(optimizer)
+        run.scaler.update()
+        losses.append(loss.detach())
+    return float(torch.stack(losses).mean())

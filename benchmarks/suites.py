@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
+import io
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -26,20 +30,25 @@ from benchmarks.measure import (
     timed,
 )
 from datasets.base import NoisyImages, array_ids, as_images, shipped_names
-from datasets.loader import Loader
+from datasets.loader import Batch, Loader
 from datasets.noise import instance_dependent_noise, synthetic_noise
 from datasets.transforms import RECIPES
 from main_phase1 import deft_step
 from models import build_classifier, build_detector
 from models.clip import load_clip
 from utils.config import Config
-from utils.engine import build_optimizer
-from utils.losses import cross_entropy, masked_mean
-from utils.run import Run
+from utils.engine import build_optimizer, build_schedule, train_one_epoch
+from utils.guards import LossGuard, failures_explained
+from utils.losses import complementary_labels, cross_entropy, masked_mean
+from utils.run import Run, start_run
+from utils.selection import Verdicts
+from utils.stopping import deferred
 
 RECIPE = RECIPES["cifar100"]
 MEAN_STD = (RECIPE.mean, RECIPE.std)
 AFTER_WARMUP = 2  # epoch
+GUARDED = 1000  # steps that guards are timed over
+SAFETY_TARGET = 0.02  # of an epoch
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,7 @@ class Sizes:
     input_images: int = 2048
     input_size: int = 224
     precisions: tuple[str, ...] = ()  # further ones of phase 1
+    safety_steps: int = 1  # measured
     fed_steps: int = 0  # phase-1 steps for the share of time that waits for data; 0 = not measured
 
 
@@ -73,6 +83,7 @@ CUDA = Sizes(
     eval_batches=20,
     input_images=20_000,
     precisions=("amp", "bf16", "fp16"),
+    safety_steps=50,
     fed_steps=30,
 )
 QUICK = Sizes(
@@ -619,6 +630,90 @@ def _gray_levels(images: Tensor, device: torch.device) -> Tensor:
     return (images.to(device) * std + mean) * 255
 
 
+# --------------------------------------------------------------------------- safety
+
+
+def safety(bench: Bench) -> Iterator[Case]:
+    """An epoch of phase 1 as the scripts run it, ready to be stopped and to go on, and one that would be lost."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield _safety_case(bench, folder)
+
+
+def _safety_case(bench: Bench, folder: str) -> Case:
+    batch, n_classes = bench.sizes.phase1[0]
+    few, steps = bench.sizes.safety_steps, -(-50_000 // 64)  # measured; in CIFAR-100's epoch
+    cfg = bench.config(prec="amp", output_dir=folder, epochs=AFTER_WARMUP)
+    detector = build_detector(cfg, class_names(n_classes))
+    with contextlib.redirect_stdout(io.StringIO()):
+        run = start_run(cfg, "bench", {})
+    run.place(detector)
+    optimizer = build_optimizer(cfg, detector)
+    loader = our_loader(bench, random_data(few * batch, n_classes), batch, detector.image_size)
+    verdicts = Verdicts(50_000, None).to(run.device)
+    schedule = build_schedule("cosine", optimizer, cfg.epochs)
+    parts = {"detector": detector, "optimizer": optimizer, "schedule": schedule, "verdicts": verdicts, "train": loader}
+
+    def step(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        y_bar = complementary_labels(batch.targets, batch.index, n_classes, seed=0, epoch=AFTER_WARMUP)
+        return deft_step(detector, batch.images, batch.targets, y_bar, cfg, AFTER_WARMUP)["loss"], {}
+
+    def numbers(loss: float) -> Numbers:
+        return {"loss": torch.tensor(loss), **our_gradients(detector)}
+
+    def safe_steps() -> Numbers:
+        return numbers(train_one_epoch(detector, loader, step, optimizer, run, AFTER_WARMUP)["loss"])
+
+    def plain_steps() -> Numbers:
+        detector.train()
+        return numbers(naive.plain_epoch(loader.shuffled(AFTER_WARMUP), step, optimizer, run))
+
+    def save() -> None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            run.end_epoch(AFTER_WARMUP, parts, {"loss": 1.0})
+
+    def facts() -> Row:
+        save()  # so that there is one before it to be kept
+        costs = {
+            "checkpoint": median(timed((Part(save),), bench.device) for _ in range(5)),
+            "guards of a step": median(timed((Part(_guards(run, loader)),), bench.device) for _ in range(5)) / GUARDED,
+            "plain step": median(timed((Part(plain_steps),), bench.device) for _ in range(3)) / few,
+        }
+        added = costs["checkpoint"] + steps * costs["guards of a step"]
+        share = added / (steps * costs["plain step"])
+        size = (run.folder / "checkpoint.pt").stat().st_size
+        return {
+            "safety": {"seconds": costs, "steps": steps, "added_seconds": added, "share": share, "file_bytes": size},
+            "reached": share < SAFETY_TARGET,
+        }
+
+    return Case(
+        f"an epoch of phase 1 that can be stopped, {steps} steps, C = {n_classes}",
+        1e-3,
+        (Part(safe_steps, steps / few), Part(save)),
+        (Part(plain_steps, steps / few),),
+        images=steps * batch,
+        flops=False,
+        memory=False,
+        note=f"ours with, naive without checkpoint, JSONL, log, guards and signals; {few} of {steps} steps of {batch} images measured and scaled",
+        facts=facts,
+    )
+
+
+def _guards(run: Run, loader: Loader) -> Callable[[], None]:
+    """What watches over a step, without the step, `GUARDED` times."""
+    loss, index = torch.ones((), device=run.device), torch.zeros(1, dtype=torch.int64)
+
+    def watch() -> None:
+        guard = LossGuard(run, AFTER_WARMUP, loader.data.ids)
+        with deferred(), failures_explained(run.cfg):
+            for number in range(GUARDED):
+                guard.watch(loss, index, number)
+                run.stop_if_asked()
+            guard.look()
+
+    return watch
+
+
 SUITES: dict[str, Callable[[Bench], Iterator[Case]]] = {
     "text": text,
     "scaling": scaling,
@@ -627,4 +722,5 @@ SUITES: dict[str, Callable[[Bench], Iterator[Case]]] = {
     "eval": evaluation,
     "noise": noise,
     "input": image_input,
+    "safety": safety,
 }

@@ -6,9 +6,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from datasets.inside import leads_outside, outside
 from datasets.layout import Listing, make_listing, subfolders
 from datasets.names import given_names, natural
-from datasets.own_data import OwnData, check_distinct, checked, data_folder, leads_outside, outside
+from datasets.own_data import OwnData, check_distinct, checked, data_folder
 from utils.config import Config
 from utils.console import tell
 from utils.errors import UserError

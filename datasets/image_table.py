@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from datasets.inside import outside
 from datasets.layout import Listing, check_files, make_listing
 from datasets.names import Names, given_names, label_number, label_numbers, natural
-from datasets.own_data import OwnData, check_distinct, check_inside, checked, data_folder, outside
+from datasets.own_data import OwnData, check_distinct, checked, data_folder
 from datasets.tables import read_table
 from utils.config import Config
 from utils.console import tell
@@ -70,8 +71,7 @@ def read_image_table(cfg: Config) -> OwnData:
         for name, text in labels.items():
             found[name] = label_number(text, numbers, f"{source}, line {splits[split][name].line}")
         result = make_listing(root, found, what=f"{split} images")
-        check_inside(cfg, root, result.ids, source)
-        return check_files(cfg, result, table)
+        return check_files(cfg, result, source)
 
     train = listing("train", {name: entry.label for name, entry in splits["train"].items()})
     true = _true_labels(splits["train"], train.ids, numbers, source)

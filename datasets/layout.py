@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from datasets.inside import by_folder, check_inside
 from utils.config import Config
 from utils.errors import UserError
 
@@ -217,14 +218,16 @@ def to_label(text: str, n_classes: int, path: Path, number: int, *, first: int =
     return label
 
 
-def check_files(cfg: Config, listing: Listing, source: Path) -> Listing:
-    """The same listing, after making sure that its files exist: one reading of each folder, no look at single files.
+def check_files(cfg: Config, listing: Listing, source: Path | str) -> Listing:
+    """The same listing, after making sure that its files exist and lie in its folder: a reading of each folder or two, no
+    look at single files but links.
 
     With `skip_unreadable` a missing file is left to the loader, as long as there is one that exists.
 
     Raises:
-        UserError: missing files; `source` is the list that names them.
+        UserError: missing files, or such that lead outside; `source` is the list that names them.
     """
+    check_inside(cfg, listing.folder, listing.ids, str(source))
     missing: list[str] = []
     for below, names in by_folder(listing.ids).items():
         present = {f"{below}/{entry}" if below else entry for entry in _names(listing.folder / below)}
@@ -235,14 +238,6 @@ def check_files(cfg: Config, listing: Listing, source: Path) -> Listing:
             f"{source} names {missing[0]}{others}, not to be found in {listing.folder}{_still_packed(listing.folder, missing[0])}; complete the images, or set skip_unreadable=true to go on without those"
         )
     return listing
-
-
-def by_folder(ids: Sequence[str]) -> dict[str, list[str]]:
-    """Ids by the folder they lie in."""
-    result: dict[str, list[str]] = {}
-    for name in ids:
-        result.setdefault(name.rpartition("/")[0], []).append(name)
-    return result
 
 
 def _names(folder: Path) -> list[str]:

@@ -15,7 +15,7 @@ from datasets.base import NoisyImages
 from datasets.image_cache import ImageCache
 from datasets.image_files import BatchReader, Pass, unchanged, unreadable_image
 from datasets.transforms import Recipe, eval_batch, finish_batch, train_batch
-from utils.distributed import gather_numbers, processes_here, share
+from utils.distributed import gather_numbers, gather_objects, processes_here, share
 from utils.errors import UserError
 from utils.randomness import generator
 from utils.run import pins_memory
@@ -92,8 +92,8 @@ class Loader:
         return self._batches(torch.arange(len(self.data)), None, None, 0)
 
     def state_dict(self) -> dict[str, dict[int, str]]:
-        """What a resumed run must know: the images that were left out."""
-        return {"unreadable": dict(self.unreadable)}
+        """What a resumed run must know: the images that were left out, by any of the processes."""
+        return {"unreadable": {i: why for part in gather_objects(self.unreadable) for i, why in part.items()}}
 
     def load_state_dict(self, state: dict[str, dict[int, str]]) -> None:
         """Go on from a saved state."""
@@ -143,7 +143,7 @@ class Loader:
         this_pass = self.passes
         self.tasks.batches, self.tasks.epoch = [share(index) for index in indices], epoch
         n_read, n_asked = 0, sum(map(len, indices))
-        for whole, asked, (images, own, unreadable) in zip(drawn, indices, _explained(self.reader)):
+        for whole, asked, (images, own, unreadable) in zip(drawn, indices, self.reader):
             self._report(unreadable)
             index = gather_numbers(own)
             n_read += len(index)
@@ -177,20 +177,3 @@ def _leave_signals_to_the_parent(worker: int) -> None:
     """A terminal and a scheduler send signals to all processes; the parent still needs its workers to finish a step."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-
-
-def _explained(reader: DataLoader) -> Iterator[Any]:
-    """The reader's batches; the death of a worker becomes one line."""
-    batches = iter(reader)
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise UserError(
-                f"a worker process that reads images died ({str(error).splitlines()[0]}); memory or /dev/shm may be full: lower num_workers or batch_size"
-            ) from None
-        yield batch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets.layout import Listing, by_folder
+from datasets.layout import Listing
 from datasets.names import codes
 from utils.config import Config
 from utils.console import tell
@@ -79,45 +78,6 @@ def data_folder(cfg: Config) -> Path:
     if not root.is_dir():
         raise UserError(f"{cfg.dataset}: data_root={root} is no folder; name the folder of your images")
     return root
-
-
-def leads_outside(path: str, root: str) -> bool:
-    """Whether a file, with all links followed, lies outside `root` (which holds no links itself)."""
-    real = os.path.realpath(path)
-    return real != root and not real.startswith(root.rstrip(os.sep) + os.sep)
-
-
-def check_inside(cfg: Config, root: Path, ids: Sequence[str], source: str) -> None:
-    """Refuse files that links lead out of the data root: one reading of each folder, a closer look at links alone.
-
-    Raises:
-        UserError: one that does; `source` is what names it.
-    """
-    if cfg.allow_outside_root:
-        return
-    real_root = os.path.realpath(root)
-    for below, names in by_folder(ids).items():
-        folder = os.path.join(root, below)  # noqa: PTH118 (as ids are joined elsewhere)
-        if leads_outside(folder, real_root):
-            raise outside(names[0], root, source)
-        for link in _links(folder) & {name.rpartition("/")[2] for name in names}:
-            if leads_outside(os.path.join(folder, link), real_root):  # noqa: PTH118
-                raise outside(f"{below}/{link}".lstrip("/"), root, source)
-
-
-def outside(name: str, root: Path, source: str) -> UserError:
-    """The one line on an image outside the data root."""
-    return UserError(
-        f"{source}: '{name[:200]}' leads outside data_root={root}; move it there, or set allow_outside_root=true if that is meant"
-    )
-
-
-def _links(folder: str) -> set[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_symlink()}
-    except OSError:  # what is missing is reported elsewhere
-        return set()
 
 
 def _check_utf8(split: Listing) -> None:

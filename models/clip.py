@@ -81,9 +81,9 @@ def _read_model_config(path: Path) -> dict[str, Any]:
         model_cfg = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"backbone: no such model config file: {path}") from None
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: no JSON, or no UTF-8
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"backbone: {path} cannot be read as a model config ({error}); it must be one of open_clip's, in JSON"
+            f"backbone: {path} cannot be read as a model config ({(str(error).splitlines() or [''])[0][:120]})"
         ) from None
     parts = [model_cfg.get(key) for key in ("vision_cfg", "text_cfg")] if isinstance(model_cfg, dict) else [None]
     if not all(isinstance(part, dict) for part in parts) or "embed_dim" not in model_cfg:
@@ -113,6 +113,10 @@ def _build(name: str, model_cfg: dict[str, Any], *, seed: int) -> nn.Module:
     visual = clip.visual
     if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None or visual.pool_type != "tok":
         raise UserError(f"backbone: {label} has no ViT image tower with a class token, which prompts and adapters need")
+    if min(visual.grid_size) < 1:
+        raise UserError(
+            f"resolution={visual.image_size[0]}: less than one patch of {label}, {visual.patch_size[0]} pixels; raise it"
+        )
     return clip
 
 
@@ -130,7 +134,7 @@ def _weights(cfg: Config, name: str) -> dict[str, Tensor] | None:
             f"pretrained: '{cfg.pretrained}' is neither a weights file nor a tag of backbone {cfg.backbone}{tags}; 'none' starts from random weights"
         )
     by_hand = [
-        Path(cfg.weights_dir) / f"{name.removesuffix('-quickgelu')}.{end}" for end in ("pt", "safetensors", "bin")
+        Path(cfg.weights_dir) / f"{name.removesuffix('-quickgelu')}.{end}" for end in ("safetensors", "pt", "bin")
     ]
     for path in by_hand:
         if cfg.pretrained == "openai" and path.is_file():

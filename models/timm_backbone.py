@@ -21,6 +21,7 @@ TABLE4 = {
     "convnext": "convnext_tiny.fb_in1k",
     "mae": "vit_base_patch16_224.mae",
 }
+LOWEST = 32  # pixels: what convolutional networks halve five times
 ADAPTERS = ("vpt_deep", "vpt_shallow", "lora", "adapter", "adaptformer", "ssf", "bias_tuning", "partial")
 
 
@@ -41,6 +42,10 @@ class TimmClassifier(LinearHead):
         asked = [name for name in ADAPTERS if getattr(cfg, name)]
         if asked:
             raise UserError(f"backbone {cfg.backbone}: {asked[0]} adapts CLIP's image tower only; use finetune=true")
+        if 0 < cfg.resolution < LOWEST:
+            raise UserError(
+                f"resolution={cfg.resolution}: backbone {cfg.backbone} needs {LOWEST} pixels or more; raise it"
+            )
         self.tower = _load(cfg).requires_grad_(bool(cfg.finetune))
         self.accum_steps = cfg.accum_steps
         self._save_memory(cfg)

@@ -90,6 +90,16 @@ def test_phase1_tells_precision_and_waiting(results):
     assert 0 <= row["waiting_share"] < 1
 
 
+def test_safety_is_measured_by_itself(results):
+    (row,) = results["safety"]["rows"]
+    costs, added = row["safety"]["seconds"], row["safety"]["added_seconds"]
+    assert all(cost > 0 for cost in costs.values())
+    assert added == pytest.approx(costs["checkpoint"] + 782 * costs["guards of a step"])
+    assert row["safety"]["share"] == pytest.approx(added / (782 * costs["plain step"]))
+    assert row["reached"] == (row["safety"]["share"] < 0.02)
+    assert "by arithmetic, not measured" in bench.table([row])
+
+
 QUICKLY = ("--quick", "--repeats", "1", "--out")
 BREAK = {
     "text": ("block", lambda f: lambda *args: 1.01 * f(*args)),
@@ -98,6 +108,7 @@ BREAK = {
     "phase2": ("selected_loss", lambda f: lambda logits, y, keep: f(logits, y, ~keep)),
     "eval": ("image_tower", lambda f: lambda visual, images, prompts: f(visual, images)),
     "noise": ("symmetric_noise", lambda f: lambda *args: (f(*args) + 1) % 6),
+    "safety": ("plain_epoch", lambda f: lambda *args: 2 * f(*args)),
     "input": ("outcomes", lambda f: lambda image, *args: f(image.transpose(1, 0, 2), *args)),
 }
 

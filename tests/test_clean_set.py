@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import main_phase1
@@ -109,6 +109,7 @@ def test_phase2_with_the_set_of_another_noise(workdir, fails):
     )
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=50))
 def test_quality_is_sklearn_s(pairs):
     from sklearn.metrics import precision_recall_fscore_support

@@ -344,6 +344,7 @@ def test_loaders_normalise_by_the_model_s_statistics(workdir):
     [
         ({"vpt_deep": True}, "backbone test_vit: vpt_deep adapts CLIP's image tower only"),
         ({"pretrained": "laion"}, "'laion' is no weights file"),
+        ({"pretrained": "none", "resolution": 4}, "resolution=4: backbone test_vit needs 32 pixels or more"),
         ({"pretrained": "other.pt"}, "weights of another architecture than backbone test_vit"),
     ],
 )

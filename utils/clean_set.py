@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ def writable_clean_set(path: Path) -> Path:
         raise UserError(f"clean_set={path}: the selected set is written as a tensor, so its name must end in .pt")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):  # a folder that is there may still be read-only
+            pass
     except OSError as error:
         raise UserError(
             f"clean_set={path}: {path.parent} is no folder that can be written ({error.strerror})"

@@ -13,7 +13,9 @@ import argparse
 import dataclasses
 import difflib
 import math
+import os
 import re
+import reprlib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import UnionType
@@ -29,6 +31,9 @@ OWN_DATA = ("image_folder", "image_table")
 # Labels that are wrong by nature; `noise_mode` and `noise_ratio` do not apply to these.
 REAL_NOISE = ("cifar10n", "cifar100n", "clothing1m", "webvision", *OWN_DATA)
 DATASETS = ("digits", "cifar10", "cifar100", "tiny_imagenet", "stanford_cars", "cub-200-2011", *REAL_NOISE)
+
+
+MAX_DEPTH = 20  # of brackets in YAML
 
 
 def key(
@@ -57,7 +62,7 @@ class Config:
         None, "image_table: CSV, TSV or Parquet file with path and label (split, true_label) of each image"
     )
     allow_outside_root: bool = key(
-        False, "image_folder, image_table: read images that paths or links put outside data_root, too"
+        False, "read images that tables, lists or links put outside of the data set's folder, too"
     )
     download: bool = key(True, "fetch CIFAR when it is missing; false never touches the network")
     noise_mode: str = key(
@@ -89,7 +94,7 @@ class Config:
         "ViT-B/16", "ViT-B/16, ViT-B/32, ViT-L/14, digits, an open_clip name, or an open_clip model config as JSON file"
     )
     pretrained: str = key("openai", "open_clip tag, a weights file, or none for random weights")
-    resolution: int = key(0, "image side in pixels; 0 = what the backbone was made for", low=0)
+    resolution: int = key(0, "image side in pixels; 0 = what the backbone was made for", low=0, high=10_000)
     weights_dir: str = key("weights", "folder for weights that are fetched, made, or put there by hand")
     finetune: bool | str = key(
         False,
@@ -100,12 +105,12 @@ class Config:
     bias_tuning: bool = key(False, "train all biases of the image tower (BitFit)")
     vpt_deep: bool = key(False, "prompt tokens of their own for every block (VPT-deep)")
     vpt_shallow: bool = key(False, "prompt tokens at the first block only (VPT-shallow)")
-    vpt_len: int = key(20, "prompt tokens a block", low=1)
+    vpt_len: int = key(20, "prompt tokens a block", low=1, high=10_000)
     lora: bool = key(False, "LoRA on the queries and values")
     adapter: bool = key(False, "bottleneck adapter after the MLP (Houlsby et al.)")
     adaptformer: bool = key(False, "bottleneck adapter parallel to the MLP (AdaptFormer)")
     ssf: bool = key(False, "scale and shift the output of every linear layer (SSF)")
-    bottleneck: int = key(8, "rank or inner width of LoRA, Adapter and AdaptFormer", low=1)
+    bottleneck: int = key(8, "rank or inner width of LoRA, Adapter and AdaptFormer", low=1, high=10_000)
     n_ctx: int = key(16, "learnable context vectors of each prompt", low=1, high=64)
     class_token_position: str = key(
         "end", "where the class name stands among the context vectors", choices=("end", "middle", "front")
@@ -138,7 +143,7 @@ class Config:
         None,
         "n or n%: exactly so many samples with the lowest scores are not selected, all others are (default: the rule)",
         low=0,
-        pattern=r"\d+|(\d{1,2}(\.\d+)?|100(\.0+)?)%",
+        pattern=r"\d{1,18}|(\d{1,2}(\.\d+)?|100(\.0+)?)%",
     )
     audit_injection: float = key(
         0.0,
@@ -273,7 +278,7 @@ def _key_table() -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = _parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such settings file") from None
     except (OSError, ValueError) as error:  # also what is no UTF-8, or no date
@@ -289,6 +294,34 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def _parse_yaml(text: str) -> Any:
+    """Plain values from YAML.
+
+    Raises:
+        yaml.YAMLError, ValueError: it is none, or nested deeper than settings can be (which takes the parser minutes).
+    """
+    depth = deepest = 0
+    for character in re.findall(r"[\[\]{}]", text):
+        depth += 1 if character in "[{" else -1
+        deepest = max(deepest, depth)
+    if deepest > MAX_DEPTH:
+        raise ValueError(f"brackets {deepest} deep")
+    try:
+        return yaml.safe_load(text)
+    except (KeyError, AttributeError, TypeError, RecursionError) as error:  # of `!!bool x` and the like
+        raise ValueError(f"{type(error).__name__} in a value") from None
+
+
+def _shown(value: Any) -> str:
+    """A value for messages. YAML's references can make a short text a value that fills the memory when written out."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother, short.maxlong = 2, 200, 200, 60
+    try:
+        return short.repr(value)
+    except ValueError:  # an integer of thousands of digits
+        return f"a {type(value).__name__}"
+
+
 def _from_text(name: str, text: str) -> Any:
     """A value from the command line: text stays text where the key wants text, else it is read as YAML."""
     if name in TYPES and str in _alternatives(TYPES[name]) and bool not in _alternatives(TYPES[name]):
@@ -297,7 +330,7 @@ def _from_text(name: str, text: str) -> Any:
         if not (list[str] in _alternatives(TYPES[name]) and text.startswith("[")):
             return text
     try:
-        return yaml.safe_load(text)
+        return _parse_yaml(text)
     except (yaml.YAMLError, ValueError):  # 2020-13-45 is no date
         return text
 
@@ -316,7 +349,7 @@ def _checked(name: str, value: Any, where: str) -> Any:
         if ok:
             break
     else:
-        raise UserError(f"{where}: {name} must be {_type_name(TYPES[name])}, got {value!r}")
+        raise UserError(f"{where}: {name} must be {_type_name(TYPES[name])}, got {_shown(value)}")
     if limits["choices"] and cast not in limits["choices"]:
         near = difflib.get_close_matches(str(cast), map(str, limits["choices"]), n=1)
         hint = f" (did you mean '{near[0]}'?)" if near else ""
@@ -337,11 +370,21 @@ def _cast(kind: Any, value: Any) -> tuple[bool, Any]:
             number = math.nan
         return math.isfinite(number), number
     if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool), value
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63, value
     if kind == list[str]:
-        ok = isinstance(value, (list, tuple)) and all(isinstance(v, (str, int, float)) for v in value)
+        ok = isinstance(value, (list, tuple)) and all(isinstance(v, float) or _is_plain(v) for v in value)
         return ok, [str(v) for v in value] if ok else value
-    return isinstance(value, kind), value
+    return isinstance(value, kind) and (kind is not str or _is_plain(value)), value
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is an integer of reasonable size, or text that a file name can be made of."""
+    if isinstance(value, str):
+        try:
+            return b"\0" not in os.fsencode(value)
+        except UnicodeEncodeError:  # half a character
+            return False
+    return isinstance(value, int) and abs(value) < 2**63
 
 
 def _alternatives(kind: Any) -> tuple:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from utils.config import Config
 from utils.distributed import average_gradients
-from utils.guards import LossGuard, memory_explained
+from utils.guards import LossGuard, failures_explained
 from utils.run import Run
 from utils.stopping import deferred
 
@@ -65,7 +65,7 @@ def train_one_epoch(
     batches = loader.shuffled(epoch, only, skip=done.batches)
     bar = run.progress(batches, f"epoch {epoch}/{run.cfg.epochs}", len(loader), done.batches)
     guard = LossGuard(run, epoch, loader.data.ids)
-    with deferred(), memory_explained(run.cfg):
+    with deferred(), failures_explained(run.cfg):
         for batch in bar:
             with run.autocast():
                 loss, scalars = step(batch)
@@ -90,7 +90,7 @@ def map_batches(model: nn.Module, loader: Any, function: Callable[[Any], Tensor]
     """`function` of every batch of an ordered pass, in evaluation mode; the results in order, [N, ...] on the device."""
     model.eval()
     results = []
-    with run.autocast(), deferred(), memory_explained(run.cfg):
+    with run.autocast(), deferred(), failures_explained(run.cfg):
         for batch in run.progress(loader.ordered(), title, len(loader)):
             results.append(function(batch))
             run.stop_if_asked()

@@ -11,6 +11,8 @@ from typing import IO
 from utils.distributed import rank
 from utils.errors import UserError
 
+UNFINISHED = ".unfinished"  # suffix of files that are being written
+
 
 def write_atomically(
     path: Path, write: Callable[[IO[bytes]], object], *, before: Callable[[], object] | None = None
@@ -28,7 +30,7 @@ def write_atomically(
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
         with os.fdopen(handle, "wb") as file:
             write(file)
             file.flush()
@@ -38,9 +40,7 @@ def write_atomically(
             before()
         Path(temporary).replace(path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        raise UserError(
-            f"{path}: cannot be written ({getattr(error, 'strerror', None) or str(error).splitlines()[0]}); free some space or choose another folder"
-        ) from None
+        raise _unwritable(path, error) from None
     finally:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
@@ -48,4 +48,28 @@ def write_atomically(
 
 def write_text(path: Path, text: str) -> None:
     """`write_atomically` for UTF-8 text."""
-    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+    write_atomically(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
+
+
+def append_line(path: Path, text: str) -> None:
+    """Add a line of UTF-8 text.
+
+    Raises:
+        UserError: the folder or disk does not take it.
+    """
+    try:
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text + "\n")
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what a process that was killed while it wrote left behind. Only where nobody else writes."""
+    for path in folder.glob(f".*{UNFINISHED}"):
+        path.unlink(missing_ok=True)
+
+
+def _unwritable(path: Path, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    return UserError(f"{path}: cannot be written ({reason}); free some space or choose another folder")

@@ -1,4 +1,5 @@
-"""What stops a run, or warns, before it wastes a night: a loss that is no number, no memory, a selection of all or none."""
+"""What stops a run, or warns, before it wastes a night: a loss that is no number, no memory, a dead worker process, a
+selection of all or none."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from utils.config import Config
-from utils.errors import UserError
+from utils.errors import UserError, is_out_of_memory
 from utils.run import Run
 
 LOOK_EVERY = 50  # steps; looking waits for a GPU, but not for a CPU
@@ -49,18 +50,22 @@ class LossGuard:
 
 
 @contextlib.contextmanager
-def memory_explained(cfg: Config) -> Iterator[None]:
-    """Say what to lower when memory runs out.
+def failures_explained(cfg: Config) -> Iterator[None]:
+    """Say what to lower when memory runs out or a worker process dies.
 
     Raises:
-        UserError: out of memory.
+        UserError: out of memory; a worker that reads images died.
     """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        wanted = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(error))
-        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "allocate memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if "DataLoader worker" in str(error):  # raised by a signal handler, so in whatever the run was at
+            raise UserError(
+                f"a process that reads images died ({str(error).splitlines()[0]}); memory or /dev/shm may be full: lower num_workers or batch_size, then go on with --resume"
+            ) from None
+        if not is_out_of_memory(error):
             raise
+        wanted = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(error))
         size = f" (another {wanted[1]} were wanted)" if wanted else ""
         raise UserError(
             f"out of memory{size} with batch_size={cfg.batch_size}: accum_steps={2 * cfg.accum_steps} takes about half of what "

@@ -45,6 +45,15 @@ def take_lock(path: Path) -> str | None:
     return None
 
 
+def still_locked(path: Path) -> bool:
+    """Whether the file at `path` is still one that this process locked: not deleted since, nor replaced by another."""
+    try:
+        found = path.stat()
+    except OSError:
+        return False
+    return any(os.path.samestat(found, os.fstat(file.fileno())) for file in _held)
+
+
 def release_locks() -> None:
     """Give back all locks of this process."""
     while _held:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from utils.audit import Audit, audit_labels, write_audit
 from utils.clean_set import save_clean_set
-from utils.distributed import gather_objects
 from utils.files import write_text
 from utils.metrics import selection_quality
 from utils.run import Run
@@ -118,8 +117,7 @@ def report_unreadable(run: Run, loaders: dict[str, Any]) -> dict[str, int]:
     rows = [
         (split, loader.data.ids[i], why)
         for split, loader in loaders.items()
-        for unreadable in gather_objects(loader.unreadable)
-        for i, why in unreadable.items()
+        for i, why in loader.state_dict()["unreadable"].items()
     ]
     if rows:
         path = run.folder / "unreadable.csv"

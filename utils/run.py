@@ -26,8 +26,8 @@ from utils.config import Config, dump_config
 from utils.console import BatchBar
 from utils.distributed import largest, local_rank, processes_here, rank, world
 from utils.errors import UserError
-from utils.files import write_text
-from utils.locks import take_lock
+from utils.files import append_line, remove_unfinished, write_text
+from utils.locks import still_locked, take_lock
 from utils.metrics import RunningMeans
 from utils.stopping import StopRequestError, deferred, stop_requested
 from utils.tensorboard import EVENT_FILES, Board
@@ -130,8 +130,8 @@ class Run:
             return
         if always or not self.cfg.quiet:
             tqdm.write(text, file=sys.stdout)
-        with (self.folder / "log.txt").open("a", encoding="utf-8") as log:
-            log.write(text + "\n")
+        self._check_folder()
+        append_line(self.folder / "log.txt", text)
 
     def progress(self, batches: Iterable[Any], title: str, total: int, done: int = 0) -> BatchBar:
         """A bar over batches, where somebody watches.
@@ -203,7 +203,15 @@ class Run:
         speed = f"  {metrics['images'] / seconds:,.4g} images/s" if seconds else ""
         self.say(f"epoch {epoch}/{self.cfg.epochs}  {shown}{speed}")
 
+    def _check_folder(self) -> None:
+        """Stop before anything is written into another run's folder, or into a new one in place of a vanished one."""
+        if rank() == 0 and not still_locked(self.folder / "lock"):
+            raise UserError(
+                f"{self.folder}: the run folder has vanished or been replaced while the run was at work; bring it back and go on with --resume, or choose another output_dir"
+            )
+
     def _save(self) -> None:
+        self._check_folder()
         facts = {
             "identity": self.identity,
             "scaler": self.scaler.state_dict(),
@@ -298,6 +306,9 @@ def start_run(cfg: Config, script: str, inputs: dict[str, Any]) -> Run:
     """
     run = Run(cfg, script, choose_device(cfg), inputs)
     _lock(run.folder)
+    if rank() == 0:
+        remove_unfinished(run.folder)
+        remove_unfinished(run.folder / "plots")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by deterministic=true
     torch.use_deterministic_algorithms(cfg.deterministic)
     torch.set_float32_matmul_precision("high" if cfg.tf32 else "highest")
