@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ import main_small_loss
 from datasets import build_data, build_loaders
 from datasets.base import NoisyImages
 from models import build_detector
-from utils.audit import inject
+from utils.audit import inject, missed_at
 from utils.clean_set import load_clean_set
 from utils.config import Config, load_config
 from utils.errors import UserError
@@ -176,11 +177,15 @@ def test_margins_of_an_audit(workdir):
     common = [*TINY, "audit_injection=0.05", "verdict=margin"]
     main_phase1.main([*common, "selection=final"])
     final, audit = column("label_score"), Path("run/audit.json").read_text()
+    positive, _, given = logits_of_the_saved_model([*common, "selection=final"], "main_phase1")
     main_phase1.main(common)
-    given = build_data(Config(noise_mode="sym", noise_ratio=0.4)).train.given
-    injected = (inject(given, 10, share=0.05, seed=0) != given).numpy()
+    trained = inject(given, 10, share=0.05, seed=0)
+    injected = (trained != given).numpy()
     assert (column("label_score") == final).tolist() == injected.tolist()
     assert Path("run/audit.json").read_text() == audit  # of the pass after the training either way
+    of_injected = margins(positive.softmax(dim=-1).numpy(), trained.numpy())[injected]
+    for budget, missed in json.loads(audit)["missed"]:
+        assert missed == pytest.approx(missed_at(final[~injected], of_injected, budget), abs=2)
 
 
 def test_samples_that_the_last_epoch_left_out_have_no_margin(workdir):
