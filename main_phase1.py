@@ -107,10 +107,7 @@ def detect(cfg: Config, script: str, method: Callable[..., dict[str, Tensor]], c
         def step(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
             y_bar = complementary_labels(batch.targets, batch.index, n_classes, seed=cfg.seed, epoch=epoch)
             out = method(detector, batch.images, batch.targets, y_bar, cfg, epoch)
-            if epoch == cfg.epochs:
-                score = out["p_clean"].gather(1, batch.targets[:, None])[:, 0]
-                selected = clean(out["p_clean"], batch.targets, cfg.threshold)
-                verdicts.record(batch.index, selected=selected, score=score, logits=out["logits_pos"])
+            verdicts.watch(batch.index, batch.targets, out, clean, cfg, last=epoch == cfg.epochs)
             quality = verdicts.batch_quality(batch.index, out["selected"])
             share = 100 * out["selected"].float().mean()
             return out["loss"], {"loss_dp": out["loss_dp"], "loss_sim": out["loss_sim"], "selected": share, **quality}
@@ -122,6 +119,8 @@ def detect(cfg: Config, script: str, method: Callable[..., dict[str, Tensor]], c
         learning_rate.step()
         run.end_epoch(epoch, parts, metrics)
 
+    if cfg.verdict == "margin":
+        verdicts.judge_by_margin(cfg.threshold)
     summary = report_verdicts(run, data, detector, train, verdicts, clean, path)
     summary |= report_unreadable(run, {"train": train, **tests})
     return run.finish(summary, [path, run.folder / "samples.csv"])

@@ -3,7 +3,8 @@
     python scripts/compare_detectors.py --cfg config/PEFT/digits.yaml --noises sym0.2,asym0.3 --seeds 0,1,2
     python scripts/compare_detectors.py --cfg config/PEFT/cifar100n.yaml pretrained=FILE data_root=DIR
 
-DeFT, label-match and small-loss (told the ratio) are runs of this project's scripts. On the image features of the same
+DeFT, label-match and small-loss (told the ratio) are runs of this project's scripts; DeFT-margin (verdict=margin) shares
+DeFT's training, and its seconds are those that it takes beyond it. On the image features of the same
 CLIP, unadapted: cleanlab's find_label_issues and label quality over out-of-fold logistic regression, and the
 disagreement with the 20 nearest neighbours. Flags and keys are those of the scripts. Each cell's folder below
 output_dir (output/compare) keeps its result, so a second call goes on where the first one stopped. Prints a markdown table, mean ±
@@ -137,6 +138,14 @@ def deft(cfg: Config) -> Verdict:
     return run(main_phase1.main, cfg)
 
 
+def deft_margin(cfg: Config) -> Verdict:
+    """The same training in DeFT's folder, whose files are then this verdict's."""
+    folder = Path(cfg.output_dir)
+    shared = folder.parents[1] / "DeFT" / folder.name
+    files = {"output_dir": str(shared), "clean_set": str(shared / "clean_set.pt")}
+    return run(main_phase1.main, dataclasses.replace(cfg, verdict="margin", **files))
+
+
 def label_match(cfg: Config) -> Verdict:
     """CLIP's zero-shot predictions."""
     return run(main_small_loss.main, dataclasses.replace(cfg, strategy="label_match"))
@@ -150,8 +159,8 @@ def small_loss(cfg: Config) -> Verdict:
 def run(script: Callable[[list[str]], object], cfg: Config) -> Verdict:
     """The verdicts of one of the project's scripts; a run that was stopped goes on."""
     folder = Path(cfg.output_dir)
-    overrides = [f"strategy={cfg.strategy}", "--resume"]
-    script(["--cfg", str(folder / SETTINGS), *overrides])
+    write_text(folder / "run.yaml", dump_config(dataclasses.replace(cfg, resume=True)))
+    script(["--cfg", str(folder / "run.yaml")])
     number = {sample.sample_id: sample for sample in read_samples(folder / "samples.csv")}
     samples = [number[name] for name in build_data(cfg).train.ids]
     score = np.array([sample.score for sample in samples])
@@ -195,6 +204,7 @@ def frozen_features(cfg: Config) -> tuple[np.ndarray, np.ndarray]:
 
 METHODS: dict[str, Callable[[Config], Verdict]] = {
     "DeFT": deft,
+    "DeFT-margin": deft_margin,
     "cleanlab": cleanlab,
     "label-match": label_match,
     "small-loss": small_loss,

@@ -61,6 +61,23 @@ def test_the_table_is_kept_cell_by_cell(workdir, monkeypatch, capsys, fails):
     assert Path("output/compare/digits/sym0.2/label-match/seed1/samples.csv").is_file()
 
 
+def test_both_verdicts_share_a_training(workdir, monkeypatch, capsys):
+    trained, original = [], compare.main_phase1.train_one_epoch
+    monkeypatch.setattr(compare.main_phase1, "train_one_epoch", lambda *a: trained.append(a[-1]) or original(*a))
+    argv = ["--cfg", "tiny.yaml", "--noises", "sym0.2", "--seeds", "0", "--methods"]
+    compare.main([*argv, "DeFT,DeFT-margin"])
+    together = capsys.readouterr().out.strip().splitlines()[-2:]
+    assert trained == [1, 2]
+    compare.main([*argv, "DeFT-margin", "output_dir=alone"])
+    assert trained == [1, 2, 1, 2]
+    alone = capsys.readouterr().out.strip().splitlines()[-1]
+    p_clean, margin = (row.split(" | ")[2:5] for row in together)
+    assert alone.split(" | ")[2:5] == margin != p_clean
+    compare.main([*argv, "DeFT", "output_dir=alone"])
+    assert trained == [1, 2, 1, 2]
+    assert capsys.readouterr().out.strip().splitlines()[-1].split(" | ")[2:5] == p_clean
+
+
 @pytest.mark.parametrize(
     "argv, words",
     [

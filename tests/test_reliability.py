@@ -50,6 +50,7 @@ def outcome(folder: str) -> dict[str, object]:
     files = {name: Path(name).read_bytes() for name in (f"{folder}/samples.csv", f"{folder}.pt") if Path(name).exists()}
     return {
         "weights": {f"{p}.{k}": v.tolist() for p in ("detector", "model") for k, v in parts.get(p, {}).items()},
+        "verdicts": {k: v.nan_to_num(-1).tolist() for k, v in parts.get("verdicts", {}).items()},
         "history": [{k: v for k, v in line.items() if k != "train_seconds"} for line in history],
         "files": {Path(name).suffix: content for name, content in files.items()},
     }
@@ -172,7 +173,7 @@ def test_a_checkpoint_of_another_version_is_explained(inputs, fails):
     content = torch.load("run/checkpoint.pt", weights_only=True)
     torch.save({**content, "format": 1}, "run/checkpoint.pt")
     line = fails(main_phase2.main, *command("phase2", "run"), "epochs=1", "--resume")
-    assert "another version of this project (format 1, here 2)" in line
+    assert "another version of this project (format 1, here 3)" in line
 
 
 def test_a_changed_value_in_a_checkpoint_is_seen(inputs, fails):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +19,13 @@ import main_small_loss
 from datasets import build_data, build_loaders
 from datasets.base import NoisyImages
 from models import build_detector
+from utils.audit import inject, missed_at
 from utils.clean_set import load_clean_set
 from utils.config import Config, load_config
 from utils.errors import UserError
 from utils.losses import clean_probability
 from utils.report import write_samples
-from utils.selection import Verdicts, above_half, above_half_and_agreeing, review_count, review_mask
+from utils.selection import Verdicts, above_half, above_half_and_agreeing, margin_score, review_count, review_mask
 
 TINY = ("--cfg", "tiny.yaml", "--noise_mode", "sym", "--noise_ratio", "0.4", "epochs=1", "output_dir=run")
 
@@ -83,6 +85,7 @@ def test_the_paper_s_data_are_judged_online_and_one_s_own_finally(workdir):
     assert Config().selects == "online"
     assert replace(Config(), dataset="image_folder").selects == "final"
     assert replace(Config(), dataset="image_folder", selection="online").selects == "online"
+    assert replace(Config(), dataset="image_folder", verdict="margin").selects == "online"
     main_phase1.main([*TINY])
     default = Path("run/samples.csv").read_bytes()
     main_phase1.main([*TINY, "selection=online"])
@@ -98,6 +101,99 @@ def test_resuming_after_the_last_epoch_takes_the_final_verdicts(workdir):
     Path("run/samples.csv").unlink()
     main_phase1.main([*TINY, "selection=final", "--resume"])
     assert Path("run/samples.csv").read_bytes() == before
+
+
+# ---------------------------------------------------------------- the margin
+
+
+def margins(p: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(1 + probability of the label - highest other one) / 2 by sorting, [N, C] and [N] -> [N]."""
+    own = p[np.arange(len(p)), labels]
+    best, second = np.sort(p)[:, -1], np.sort(p)[:, -2]
+    return (1 + np.where(own == best, own - second, own - best)) / 2
+
+
+def test_margin_scores_by_hand():
+    p = torch.tensor([[0.6, 0.3, 0.1], [0.6, 0.3, 0.1], [0.2, 0.2, 0.6], [0.5, 0.5, 0.0]])
+    found = margin_score(p.log(), torch.tensor([0, 1, 0, 1]))
+    np.testing.assert_allclose(found, [0.65, 0.35, 0.3, 0.5], rtol=1e-5)
+
+
+def test_the_margin_is_the_mean_of_all_epochs(workdir, monkeypatch):
+    index, steps = [], []
+    chance, method = main_phase1.complementary_labels, main_phase1.deft_step
+
+    def labels_of_a_step(targets, numbers, *args, **options):
+        index.append((numbers.numpy(), targets.numpy()))
+        return chance(targets, numbers, *args, **options)
+
+    def watched(*args):
+        out = method(*args)
+        steps.append(out["logits_pos"].detach().double().softmax(dim=-1).numpy())
+        return out
+
+    monkeypatch.setattr(main_phase1, "complementary_labels", labels_of_a_step)
+    monkeypatch.setattr(main_phase1, "deft_step", watched)
+    main_phase1.main([*TINY, "epochs=3", "verdict=margin", "threshold=0.46"])
+    total = np.zeros(1297)
+    for (numbers, targets), p in zip(index, steps):
+        total[numbers] += margins(p, targets)
+    np.testing.assert_allclose(column("label_score"), total / 3, rtol=1e-5)
+    assert is_clean().tolist() == (column("label_score").astype(np.float32) > np.float32(0.46)).tolist()
+    assert 0 < is_clean().sum() < 1297
+    assert "margin" in Path("phase1/digits/sym0.4.json").read_text()
+
+
+@pytest.mark.parametrize(
+    "main, script", [(main_phase1.main, "main_phase1"), (main_real_phase1.main, "main_real_phase1")]
+)
+def test_the_final_margin_is_that_of_the_last_model(workdir, main, script):
+    argv = [*TINY, "selection=final", "verdict=margin"]
+    main(argv)
+    positive, _, given = logits_of_the_saved_model(argv, script)
+    np.testing.assert_allclose(
+        column("label_score"), margins(positive.softmax(dim=-1).numpy(), given.numpy()), atol=1e-5
+    )
+    assert is_clean().tolist() == (positive.argmax(dim=-1) == given).tolist()
+
+
+def test_a_finished_run_may_be_judged_the_other_way(workdir):
+    main_phase1.main([*TINY, "epochs=2"])
+    default = Path("run/samples.csv").read_bytes()
+    main_phase1.main([*TINY, "epochs=2", "verdict=margin", "--resume"])
+    again = Path("run/samples.csv").read_bytes()
+    main_phase1.main([*TINY, "epochs=2", "verdict=p_clean", "--resume"])
+    assert Path("run/samples.csv").read_bytes() == default != again
+    main_phase1.main([*TINY, "epochs=2", "verdict=margin", "review_budget=100", "output_dir=anew"])
+    assert [r["label_score"] for r in table("anew")] == [line.split(",")[5] for line in again.decode().splitlines()[1:]]
+    assert is_clean("anew").sum() == 1297 - 100
+    assert (
+        column("label_score", "anew")[~is_clean("anew")].max() <= column("label_score", "anew")[is_clean("anew")].min()
+    )
+
+
+def test_margins_of_an_audit(workdir):
+    """Injected labels were trained on, so their samples get the final margin of the label that was given."""
+    common = [*TINY, "audit_injection=0.05", "verdict=margin"]
+    main_phase1.main([*common, "selection=final"])
+    final, audit = column("label_score"), Path("run/audit.json").read_text()
+    positive, _, given = logits_of_the_saved_model([*common, "selection=final"], "main_phase1")
+    main_phase1.main(common)
+    trained = inject(given, 10, share=0.05, seed=0)
+    injected = (trained != given).numpy()
+    assert (column("label_score") == final).tolist() == injected.tolist()
+    assert Path("run/audit.json").read_text() == audit  # of the pass after the training either way
+    of_injected = margins(positive.softmax(dim=-1).numpy(), trained.numpy())[injected]
+    for budget, missed in json.loads(audit)["missed"]:
+        assert missed == pytest.approx(missed_at(final[~injected], of_injected, budget), abs=2)
+
+
+def test_samples_that_the_last_epoch_left_out_have_no_margin(workdir):
+    main_phase1.main([*TINY, "epochs=2", "max_steps=2", "verdict=margin"])
+    looked_at = [row["suggested_label"] != "" for row in table()]
+    assert sum(looked_at) == 256
+    assert [row["label_score"] != "" for row in table()] == looked_at
+    assert not any(row["is_clean"] == "True" for row, seen in zip(table(), looked_at) if not seen)
 
 
 # ---------------------------------------------------------------- rules
@@ -159,6 +255,7 @@ def test_samples_that_nobody_looked_at_are_not_selected(workdir):
     "setting, words",
     [
         ("selection=last", "unknown selection 'last'"),
+        ("verdict=p_clear", "unknown verdict 'p_clear' (did you mean 'p_clean'?)"),
         ("threshold=1.5", "threshold = 1.5 is out of range"),
         ("threshold=high", "threshold must be number"),
         ("review_budget=some", "review_budget = 'some' is not understood; it must be n or n%"),

@@ -15,7 +15,7 @@ from utils.errors import UserError
 from utils.files import write_atomically
 
 State = dict[str, Any]
-FORMAT = 2  # counts up whenever an older checkpoint could no longer be read rightly
+FORMAT = 3  # counts up whenever an older checkpoint could no longer be read rightly
 
 
 def save_checkpoint(path: Path, parts: State, facts: State) -> None:

@@ -135,10 +135,16 @@ class Config:
     selection: str | None = key(
         None,
         "verdicts of phase 1: online (of the last epoch's steps, the paper's), or final (one pass with test transforms "
-        "after it); default: online for the paper's data sets, final for one's own",
+        "after it); default: online for the paper's data sets, final for one's own unless verdict=margin",
         choices=("online", "final"),
     )
-    threshold: float = key(0.5, "phase 1: a label with p_clean above it is clean in the end", low=0, high=1)
+    verdict: str = key(
+        "p_clean",
+        "phase 1 judges a label by p_clean (the paper's), or by its margin over the other classes under the positive "
+        "prompts: the mean of all epochs' steps, or with selection=final of the pass after them; same training",
+        choices=("p_clean", "margin"),
+    )
+    threshold: float = key(0.5, "phase 1: a label with a score above it is clean in the end", low=0, high=1)
     review_budget: int | str | None = key(
         None,
         "n or n%: exactly so many samples with the lowest scores are not selected, all others are (default: the rule)",
@@ -197,7 +203,8 @@ class Config:
     @property
     def selects(self) -> str:
         """When phase 1 takes its verdicts: `online` or `final`."""
-        return self.selection or ("final" if self.dataset in OWN_DATA else "online")
+        own = self.dataset in OWN_DATA and self.verdict == "p_clean"
+        return self.selection or ("final" if own else "online")
 
 
 TYPES: dict[str, Any] = get_type_hints(Config)

@@ -57,6 +57,7 @@ FREE_ON_RESUME = {
     "quiet",
     "review_budget",
     "sort_samples",
+    "verdict",
 }
 PLOTS = ("label_score", "noise_by_class", "confused_pairs", "losses", "training", "precision_recall", "roc")
 # What an earlier run may have left in the folder, as patterns.

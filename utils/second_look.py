@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from utils.engine import map_batches
 from utils.losses import clean_probability, label_probability
 from utils.run import Run
-from utils.selection import Rule, Verdicts
+from utils.selection import Rule, Verdicts, by_margin, by_p_clean
 
 
 class SecondLook(NamedTuple):
@@ -51,10 +51,12 @@ def look_again(
         logits_pos, logits_neg = logits(batch.images)
         p_clean = clean_probability(logits_pos, logits_neg)
         labels = given[batch.index]
-        score, trained_score = (p_clean.gather(1, y[:, None])[:, 0] for y in (labels, batch.targets))
-        selected = clean(p_clean, labels, run.cfg.threshold)
-        look.given.record(batch.index, selected=selected, score=score, logits=logits_pos)
-        look.trained_score[batch.index] = trained_score.float()
+        said, of_trained = (
+            by_margin(logits_pos, y, run.cfg) if run.cfg.verdict == "margin" else by_p_clean(clean, p_clean, y, run.cfg)
+            for y in (labels, batch.targets)
+        )
+        look.given.record(batch.index, **said, logits=logits_pos)
+        look.trained_score[batch.index] = of_trained["score"].float()
         look.likelihood[batch.index] = label_probability(logits_pos, labels)
         return batch.index
 

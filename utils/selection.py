@@ -27,10 +27,36 @@ def above_half_and_agreeing(p_clean: Tensor, targets: Tensor, threshold: float =
     return above_half(p_clean, targets, threshold) & (p_clean.argmax(dim=-1) == targets)
 
 
+def margin_score(logits: Tensor, targets: Tensor) -> Tensor:
+    """(1 + margin) / 2, where margin = probability of the given label - the highest other. [B, C] and [B] -> [B].
+
+    Above one half where the label is the prediction. Its mean over training is the area under the margin (Pleiss et
+    al., 2020) of probabilities.
+    """
+    p = logits.detach().float().softmax(dim=-1)
+    own = p.gather(1, targets[:, None])
+    return (1 + own[:, 0] - p.scatter(1, targets[:, None], 0).amax(dim=-1)) / 2
+
+
+def by_p_clean(rule: Rule, p_clean: Tensor, targets: Tensor, cfg: Config) -> dict[str, Tensor]:
+    """What `verdict=p_clean` says of a batch: `selected`, bool [B], and `score`, [B]."""
+    return {"selected": rule(p_clean, targets, cfg.threshold), "score": p_clean.gather(1, targets[:, None])[:, 0]}
+
+
+def by_margin(logits_pos: Tensor, targets: Tensor, cfg: Config) -> dict[str, Tensor]:
+    """What `verdict=margin` says of a batch seen once: `selected`, bool [B], and `score`, [B]."""
+    score = margin_score(logits_pos, targets)
+    return {"selected": score > cfg.threshold, "score": score}
+
+
 def describe(rule: Rule, cfg: Config) -> str:
     """A rule, its threshold and when it was asked, in words."""
+    online = cfg.selects == "online"
+    if cfg.verdict == "margin":
+        when = "on average over the epochs" if online else "after the last epoch"
+        return f"(1 + margin of the label under the positive prompts) / 2 > {cfg.threshold:g} {when}"
     agreeing = " and argmax p_clean = label" if rule is above_half_and_agreeing else ""
-    when = "in the last epoch" if cfg.selects == "online" else "after the last epoch"
+    when = "in the last epoch" if online else "after the last epoch"
     return f"p_clean > {cfg.threshold:g}{agreeing} {when}"
 
 
@@ -86,7 +112,7 @@ class Verdicts(nn.Module):
 
     The suggested label is the class with the highest logit; `suggested_score` is its softmax probability, `margin` that
     minus the second highest. The tensors are buffers, so that a checkpoint carries them. A sample that was never seen
-    is not selected and has neither scores (NaN) nor suggestion (-1).
+    is not selected and has neither scores (NaN) nor suggestion (-1). `margin_sum` adds up `margin_score` over `n_margins` steps.
     """
 
     def __init__(self, n_samples: int, is_clean: Tensor | None) -> None:
@@ -96,6 +122,8 @@ class Verdicts(nn.Module):
         self.register_buffer("suggested", torch.full((n_samples,), -1))
         self.register_buffer("suggested_score", torch.full((n_samples,), torch.nan))
         self.register_buffer("margin", torch.full((n_samples,), torch.nan))
+        self.register_buffer("margin_sum", torch.zeros(n_samples))
+        self.register_buffer("n_margins", torch.zeros(n_samples, dtype=torch.int64))
         self.register_buffer("is_clean", is_clean, persistent=False)
 
     def record(self, index: Tensor, *, selected: Tensor, score: Tensor, logits: Tensor) -> None:
@@ -117,6 +145,25 @@ class Verdicts(nn.Module):
         self.suggested[index] = suggested[:, 0]
         self.suggested_score[index] = highest
         self.margin[index] = highest - p.scatter(1, suggested, 0).amax(dim=-1)
+
+    def watch(
+        self, index: Tensor, targets: Tensor, out: dict[str, Tensor], rule: Rule, cfg: Config, *, last: bool
+    ) -> None:
+        """Count the margins of a training step on samples `index`, [B], and in the last epoch keep what p_clean says.
+
+        Args:
+            targets: the labels trained on, [B].
+            out: `p_clean` and `logits_pos` of the step, [B, C] each.
+        """
+        self.margin_sum[index] += margin_score(out["logits_pos"], targets)
+        self.n_margins[index] += 1
+        if last:
+            self.record(index, **by_p_clean(rule, out["p_clean"], targets, cfg), logits=out["logits_pos"])
+
+    def judge_by_margin(self, threshold: float) -> None:
+        """Replace selection and score of the samples judged so far: their mean margin score over training decides."""
+        self.score = torch.where(self.score.isnan(), torch.nan, self.margin_sum / self.n_margins)
+        self.selected = self.score > threshold
 
     def take(self, other: Verdicts, mask: Tensor) -> None:
         """The other's verdicts on the samples of a mask, bool [N]."""
