@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from datasets import Batch, Data, Loader, build_data, build_loaders
-from models import Detector, build_detector, build_zero_shot, parameter_table
+from models import Detector, build_detector, build_zero_shot, fit_class_vectors, parameter_table
 from utils.audit import inject
 from utils.clean_set import clean_set_path, writable_clean_set
 from utils.config import Config, load_config
@@ -22,13 +22,8 @@ from utils.engine import build_optimizer, build_schedule, evaluate, train_one_ep
 from utils.errors import cli
 from utils.findings import has_both_kinds
 from utils.guards import warn_of_collapse
-from utils.losses import (
-    clean_probability,
-    complementary_labels,
-    cross_entropy,
-    dual_prompt_loss,
-    masked_mean,
-)
+from utils.losses import clean_probability, complementary_labels, cross_entropy, dual_prompt_loss, masked_mean
+from utils.prototypes import class_prototypes, plain_features
 from utils.report import report_audit, report_selection, report_unreadable
 from utils.run import Run, start_run
 from utils.second_look import look_again, match_labels
@@ -68,6 +63,17 @@ def deft_step(
     }
 
 
+def start_from_images(detector: Detector, train: Loader, n_classes: int, run: Run) -> None:
+    """prompts=visual: start each class's vectors at what its trusted images look like to CLIP, not at its name."""
+    features = plain_features(detector, train, run)
+    prototypes, confirmed = class_prototypes(features, train.targets.cpu(), n_classes, seed=run.cfg.seed)
+    cosine = fit_class_vectors(detector, prototypes)
+    run.say(
+        f"prompts=visual: class vectors fitted to {int(confirmed.sum())} of {len(confirmed)} samples whose labels are "
+        f"confirmed out of fold; cosine {cosine.mean():.2f} on average, {cosine.min():.2f} at least"
+    )
+
+
 # -------------------------------------------------------------- the plumbing
 
 
@@ -90,6 +96,8 @@ def detect(cfg: Config, script: str, method: Callable[..., dict[str, Tensor]], c
     run.say(parameter_table(detector))
     run.place(detector)
     train, tests = build_loaders(cfg, trained_on, detector, run.device)
+    if cfg.prompts == "visual" and run.saved is None:  # a run that goes on has them in its checkpoint
+        start_from_images(detector, train, n_classes, run)
     optimizer = build_optimizer(cfg, detector)
     learning_rate = build_schedule(cfg.lr_schedule or schedule, optimizer, cfg.epochs)
     verdicts = Verdicts(len(labels), trained_on.train.is_clean).to(run.device)
@@ -141,7 +149,9 @@ def report_verdicts(
         verdicts.take(look.given, (train.targets != given) | (cfg.selects == "final"))
         found = report_audit(run, data, look, train.data.given)
         rivals["small-loss of this model"] = look.likelihood
-    if cfg.report and has_both_kinds(data.train.is_clean):  # else there are no curves to compare
+    if (
+        cfg.report and cfg.prompts == "names" and has_both_kinds(data.train.is_clean)
+    ):  # else there is no curve to compare
         rivals["label-match"] = match_labels(
             run.place(build_zero_shot(cfg, data.prompt_names)), train, data.train.given.to(run.device), run
         )

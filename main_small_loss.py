@@ -13,7 +13,7 @@ from models import build_classifier, build_zero_shot, parameter_table
 from utils.clean_set import clean_set_path, writable_clean_set
 from utils.config import Config, load_config
 from utils.engine import build_optimizer, build_schedule, evaluate, map_batches, train_one_epoch
-from utils.errors import cli
+from utils.errors import UserError, cli
 from utils.losses import cross_entropy, label_probability, masked_mean
 from utils.metrics import RunningMeans
 from utils.report import report_selection, report_unreadable
@@ -24,6 +24,10 @@ from utils.selection import Verdicts, forget_rate, smallest_losses
 @cli
 def main(argv: list[str] | None = None) -> dict:
     cfg = load_config(argv, script="main_small_loss")
+    if cfg.strategy == "label_match" and cfg.prompts == "visual":
+        raise UserError(
+            "prompts=visual: label_match is CLIP's own prediction from class names, and trains no prompts; use prompts=names, or main_phase1"
+        )
     data = build_data(cfg)
     build, find = {
         "small_loss": (build_classifier, small_loss),

@@ -43,11 +43,11 @@ def checked(cfg: Config, own: OwnData) -> OwnData:
         raise UserError(f"{cfg.dataset}: all train images have the label '{name}'; there must be two classes or more")
     for split in (own.train, own.test) if own.test else (own.train,):
         _check_utf8(split)
-    unclear = codes(own.prompts or own.names)
+    unclear = codes(own.prompts or own.names) if cfg.prompts == "names" else []
     if unclear:
         tell(
             cfg,
-            f"warning: {len(unclear)} of {len(own.names)} class names look like codes ({', '.join(unclear[:3])}), and CLIP goes by words; give names with class_names=FILE, a CSV index,name or one name a line",
+            f"warning: {len(unclear)} of {len(own.names)} class names look like codes ({', '.join(unclear[:3])}), and CLIP goes by words; give names with class_names=FILE, a CSV index,name or one name a line, or learn the classes from their images with prompts=visual",
             always=True,
         )
     if own.test is None:

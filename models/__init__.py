@@ -9,6 +9,7 @@ from models.clip import load_clip
 from models.deft import Detector
 from models.memory import has_batch_statistics
 from models.timm_backbone import TimmClassifier, is_timm_name
+from models.visual_prompts import fit_class_vectors
 from utils.config import Config
 from utils.distributed import first_process_first
 from utils.randomness import seeded
@@ -18,6 +19,7 @@ __all__ = [
     "build_classifier",
     "build_detector",
     "build_zero_shot",
+    "fit_class_vectors",
     "has_batch_statistics",
     "parameter_table",
 ]
@@ -66,6 +68,7 @@ def parameter_table(model: nn.Module) -> str:
 PARTS = (
     ("pos_ctx", "positive context"),
     ("neg_ctx", "negative context"),
+    ("class_vectors", "class vectors"),
     ("adapters.", "adapters"),
     ("head", "linear head"),
     ("visual.", "image tower"),

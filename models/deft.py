@@ -25,9 +25,9 @@ class Detector(nn.Module):
         self.statistics = None  # as in the paper, images are normalised by the data set's own
         self.register_buffer("logit_scale", clip.logit_scale.exp().detach(), persistent=False)
 
-    def image_features(self, images: Tensor) -> Tensor:
-        """Images [B, 3, S, S] -> unit-length features I, [B, embed_dim]."""
-        return F.normalize(self.tower(images) @ self.tower.visual.proj, dim=-1)
+    def image_features(self, images: Tensor, *, adapted: bool = True) -> Tensor:
+        """Images [B, 3, S, S] -> unit-length features I, [B, embed_dim]; `adapted=False` leaves the adapters out."""
+        return F.normalize(self.tower(images, adapted=adapted) @ self.tower.visual.proj, dim=-1)
 
     def text_features(self) -> tuple[Tensor, Tensor]:
         """Unit-length positive and negative text features T+ and T-, [C, embed_dim] each."""

@@ -204,6 +204,7 @@ class ImageTower(nn.Module):
     """CLIP's ViT with adapters; only what the settings train requires gradients.
 
     Call it on images [B, 3, S, S]; it returns the class token after ln_post, [B, width], before CLIP's projection.
+    `adapted=False` leaves the adapters out.
     """
 
     def __init__(self, visual: VisionTransformer, cfg: Config) -> None:
@@ -240,14 +241,14 @@ class ImageTower(nn.Module):
                 if name.endswith("bias"):
                     parameter.requires_grad_(True)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return in_parts(self._encode, images, self.accum_steps)
+    def forward(self, images: Tensor, *, adapted: bool = True) -> Tensor:
+        return in_parts(functools.partial(self._encode, adapted=adapted), images, self.accum_steps)
 
-    def _encode(self, images: Tensor) -> Tensor:
+    def _encode(self, images: Tensor, adapted: bool) -> Tensor:
         x = self._tokens(images)
         blocks = self.visual.transformer.resblocks
         for i, block in enumerate(blocks):
-            adapters = self.adapters[str(i)] if str(i) in self.adapters else None
+            adapters = self.adapters[str(i)] if adapted and str(i) in self.adapters else None
             prompt = None if adapters is None or adapters.prompt is None else adapters.prompt.to(x.dtype)
             if prompt is not None and not self.deep:  # VPT-shallow: the prompts go on with the patches
                 x, prompt = torch.cat([x, prompt.expand(len(x), -1, -1)], dim=1), None

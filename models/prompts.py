@@ -13,6 +13,8 @@ from models.shared_prefix import Suffixes
 from utils.config import Config
 from utils.errors import UserError
 
+CLASS_VECTORS = 4  # prompts=visual, vectors a class: a class name is one to four tokens long
+
 
 class TextTower(nn.Module):
     """CLIP's frozen text transformer: token embeddings in, unit-length features out."""
@@ -62,7 +64,9 @@ def encode_text(tower: TextTower, tokenizer: Tokenizer, texts: list[str]) -> Ten
 class DualPrompts(nn.Module):
     """One positive and one negative context, shared by all classes: SOS, context, class name, ".", EOT.
 
-    The placeholder "P P ... P name." fixes the token sequence; the context vectors then take the place of the P's.
+    The placeholder "P P ... P name." fixes the token sequence; the context vectors then take the place of the P's. With
+    `prompts: visual` the name is made of P's, too, and vectors of the class's own take their place: `class_vectors`,
+    [C, CLASS_VECTORS, width], which `models.visual_prompts` fits to images and the positive side trains.
     `class_token_position` moves the class name before (`front`) or between the halves of (`middle`) the context, as
     CoOp does (Zhou et al., 2022).
     """
@@ -70,8 +74,9 @@ class DualPrompts(nn.Module):
     def __init__(self, tower: TextTower, tokenizer: Tokenizer, class_names: list[str], cfg: Config) -> None:
         super().__init__()
         n_ctx, position = cfg.n_ctx, cfg.class_token_position
-        names = [name.replace("_", " ") for name in class_names]
-        tokens = tokenizer([f"{' '.join(['P'] * n_ctx)} {name}." for name in names])
+        visual = cfg.prompts == "visual"
+        names = [placeholder(CLASS_VECTORS) if visual else name.replace("_", " ") for name in class_names]
+        tokens = tokenizer([f"{placeholder(n_ctx)} {name}." for name in names])
         name_lengths = [len(tokenizer.encode(name)) for name in names]
         for name, length in zip(names, name_lengths):
             if n_ctx + length + 3 > tokens.shape[1]:
@@ -94,33 +99,57 @@ class DualPrompts(nn.Module):
         width = tower.positional_embedding.shape[1]
         self.pos_ctx = nn.Parameter(torch.empty(n_ctx, width).normal_(0, 0.02))
         self.neg_ctx = nn.Parameter(torch.empty(n_ctx, width).normal_(0, 0.02))
+        own = torch.empty(len(names), CLASS_VECTORS, width) if visual else None
+        self.class_vectors = None if own is None else nn.Parameter(own.normal_(0, 0.02))
 
     def forward(self, tower: TextTower) -> tuple[Tensor, Tensor]:
-        """Unit-length positive and negative text features T+ and T-, [C, embed_dim] each."""
-        if not self.suffixes:
-            return self.encode_plainly(tower, self.pos_ctx), self.encode_plainly(tower, self.neg_ctx)
-        beginnings = [torch.cat([self.start, ctx.to(self.start.dtype)]) for ctx in (self.pos_ctx, self.neg_ctx)]
-        both = torch.stack(beginnings)
-        positive, negative = torch.cat([self._run(part, tower, both) for part in self.suffixes], dim=1)
+        """Unit-length positive and negative text features T+ and T-, [C, embed_dim] each.
+
+        The class vectors belong to the positive side: the negative prompts use them and do not move them.
+        """
+        own = self.class_vectors
+        vectors = None if own is None else torch.stack([own, own.detach()])
+        positive, negative = self.encode(tower, torch.stack([self.pos_ctx, self.neg_ctx]), vectors)
         return positive, negative
 
-    def encode_plainly(self, tower: TextTower, ctx: Tensor) -> Tensor:
+    def encode(self, tower: TextTower, contexts: Tensor, vectors: Tensor | None = None) -> Tensor:
+        """Features of every class prompt with each of K contexts [K, n_ctx, width]: [K, C, embed_dim].
+
+        `vectors`, [K, C, CLASS_VECTORS, width], stand for the class names (None: the names do).
+        """
+        if not self.suffixes:
+            pairs = zip(contexts, [None] * len(contexts) if vectors is None else vectors)
+            return torch.stack([self.encode_plainly(tower, *pair) for pair in pairs])
+        start = self.start.expand(len(contexts), -1, -1)
+        beginnings = torch.cat([start, contexts.to(start.dtype)], dim=1)
+        chunks = [None] * len(self.suffixes) if vectors is None else vectors.split(self.chunk, dim=1)
+        parts = [self._run(part, tower, beginnings, chunk) for part, chunk in zip(self.suffixes, chunks)]
+        return torch.cat(parts, dim=1)
+
+    def encode_plainly(self, tower: TextTower, ctx: Tensor, vectors: Tensor | None = None) -> Tensor:
         """Features of every class prompt with context `ctx` [n_ctx, width], each sequence in full: [C, embed_dim]."""
-        parts = zip(self.sequences(ctx).split(self.chunk), self.end.split(self.chunk))
+        parts = zip(self.sequences(ctx, vectors).split(self.chunk), self.end.split(self.chunk))
         return torch.cat([self._run(tower, *part) for part in parts])
 
-    def sequences(self, ctx: Tensor) -> Tensor:
+    def sequences(self, ctx: Tensor, vectors: Tensor | None = None) -> Tensor:
         """Token embeddings of every class prompt with context `ctx` [n_ctx, width]: [C, L, width]."""
-        n = len(self.fixed)
-        start, ctx = (t.expand(n, -1, -1).to(self.fixed.dtype) for t in (self.start, ctx))
-        x = torch.cat([start, ctx, self.fixed], dim=1)
+        n, fixed = len(self.fixed), self.fixed
+        if vectors is not None:
+            fixed = torch.cat([vectors.to(fixed.dtype), fixed[:, vectors.shape[1] :]], dim=1)
+        start, ctx = (t.expand(n, -1, -1).to(fixed.dtype) for t in (self.start, ctx))
+        x = torch.cat([start, ctx, fixed], dim=1)
         return x.gather(1, self.order[..., None].expand_as(x))
 
-    def _run(self, module: nn.Module, *inputs: Tensor | nn.Module) -> Tensor:
+    def _run(self, module: nn.Module, *inputs: Tensor | nn.Module | None) -> Tensor:
         """`module(*inputs)` for one chunk of the classes; of several chunks, each is computed again going backward."""
         if len(self.end) <= self.chunk:
             return module(*inputs)
         return recomputed(module, *inputs)
+
+
+def placeholder(n: int) -> str:
+    """A text of n tokens."""
+    return " ".join(["P"] * n)
 
 
 def _token_order(position: str, n_ctx: int, name_length: int, length: int) -> Tensor:

@@ -392,11 +392,13 @@ def test_processes_with_unreadable_images(tmp_path, monkeypatch):
         "batch_size=57",
         "skip_unreadable=true",
         "num_workers=0",
+        "prompts=visual",  # whose prototypes are made of the shares of both
     ]  # 400 = 7 * 57 + 1
     main_phase1.main([*common, "output_dir=one", "clean_set=one.pt"])
     together(2, "main_phase1.py", *common, "output_dir=two", "clean_set=two.pt")
     assert Path("one/unreadable.csv").read_text() == Path("two/unreadable.csv").read_text()
     assert lines("two")[0]["images"] == lines("one")[0]["images"] == 397
+    assert_close(weights("one", "detector"), weights("two", "detector"))
     assert torch.load("one.pt", weights_only=True).equal(torch.load("two.pt", weights_only=True))
 
 

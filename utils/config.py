@@ -112,6 +112,11 @@ class Config:
     ssf: bool = key(False, "scale and shift the output of every linear layer (SSF)")
     bottleneck: int = key(8, "rank or inner width of LoRA, Adapter and AdaptFormer", low=1, high=10_000)
     n_ctx: int = key(16, "learnable context vectors of each prompt", low=1, high=64)
+    prompts: str = key(
+        "names",
+        "what stands for a class in its prompts: its name, or visual: vectors learned from its images, where names mean nothing",
+        choices=("names", "visual"),
+    )
     class_token_position: str = key(
         "end", "where the class name stands among the context vectors", choices=("end", "middle", "front")
     )

@@ -68,6 +68,13 @@ def gather_objects(x: Any) -> list[Any]:
     return objects
 
 
+def from_first(x: Tensor) -> Tensor:
+    """Process 0's values of `x` for all processes, in place: what each computes may differ by rounding."""
+    if world() > 1:
+        dist.broadcast(x, 0)
+    return x
+
+
 def largest(number: int) -> int:
     """The largest of the processes' numbers."""
     return number if world() == 1 else max(_sizes(number))

@@ -77,7 +77,7 @@ def warn_of_collapse(run: Run, epoch: int, share: float) -> None:
     """Say so when an epoch selected none or all of the samples; `share` in percent."""
     if epoch > run.cfg.warmup and share == 0:
         run.say(
-            f"warning: not one label was selected in epoch {epoch}, so nothing is learned from any: lower lr, raise warmup, or give class names that CLIP understands",
+            f"warning: not one label was selected in epoch {epoch}, so nothing is learned from any: lower lr, raise warmup, or give class names that CLIP understands (or prompts=visual)",
             always=True,
         )
     elif epoch > run.cfg.warmup and share == 100:
