@@ -8,26 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from datasets import Batch, Data, Loader, build_data, build_loaders
+from datasets import Batch, Loader, build_data, build_loaders
 from models import Detector, build_detector, build_zero_shot, fit_class_vectors, parameter_table
 from utils.audit import inject
 from utils.clean_set import clean_set_path, writable_clean_set
 from utils.config import Config, load_config
 from utils.engine import build_optimizer, build_schedule, evaluate, train_one_epoch
 from utils.errors import cli
-from utils.findings import has_both_kinds
 from utils.guards import warn_of_collapse
 from utils.losses import clean_probability, complementary_labels, cross_entropy, dual_prompt_loss, masked_mean
 from utils.prototypes import class_prototypes, plain_features
-from utils.report import report_audit, report_selection, report_unreadable
+from utils.report import report_unreadable, report_verdicts
 from utils.run import Run, start_run
-from utils.second_look import look_again, match_labels
-from utils.selection import Rule, Verdicts, above_half, describe, review_count
+from utils.second_look import with_text
+from utils.selection import Rule, Verdicts, above_half, review_count
 
 # ---------------------------------------------------------------- the method
 
@@ -129,40 +127,11 @@ def detect(cfg: Config, script: str, method: Callable[..., dict[str, Tensor]], c
 
     if cfg.verdict == "margin":
         verdicts.judge_by_margin(cfg.threshold)
-    summary = report_verdicts(run, data, detector, train, verdicts, clean, path)
+    summary = report_verdicts(
+        run, data, detector, train, verdicts, clean, path, zero_shot=lambda: build_zero_shot(cfg, data.prompt_names)
+    )
     summary |= report_unreadable(run, {"train": train, **tests})
     return run.finish(summary, [path, run.folder / "samples.csv"])
-
-
-def report_verdicts(
-    run: Run, data: Data, detector: Detector, train: Loader, verdicts: Verdicts, clean: Rule, path: Path
-) -> dict:
-    """Second look and audit where the settings ask for them, and all files on the selection; its share of the summary.
-
-    `train` loads the samples with the labels trained on, of which some may have been injected; `path` is the selected set's.
-    """
-    cfg, found, rivals = run.cfg, None, {}
-    if cfg.selects == "final" or cfg.audit_injection or cfg.report:
-        given = data.train.given.to(run.device)
-        look = look_again(detector, with_text(detector, run), train, given, clean, run)
-        # What was said about an injected label says nothing about the given one.
-        verdicts.take(look.given, (train.targets != given) | (cfg.selects == "final"))
-        found = report_audit(run, data, look, train.data.given)
-        rivals["small-loss of this model"] = look.likelihood
-    if (
-        cfg.report and cfg.prompts == "names" and has_both_kinds(data.train.is_clean)
-    ):  # else there is no curve to compare
-        rivals["label-match"] = match_labels(
-            run.place(build_zero_shot(cfg, data.prompt_names)), train, data.train.given.to(run.device), run
-        )
-    return report_selection(run, data, verdicts, path, rule=describe(clean, cfg), audit=found, rivals=rivals)
-
-
-def with_text(detector: Detector, run: Run) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Images -> positive and negative logits with the prompts as they are now, encoded once."""
-    with torch.no_grad(), run.autocast():
-        text = detector.text_features()
-    return lambda images: detector(images, text)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import main_real_phase1
 import main_small_loss
 from datasets.base import NoisyImages
 from datasets.image_files import read_image
-from utils import html_report, run
+from utils import html_report, report, run
 from utils.findings import find
 from utils.html_report import TEMPLATES, RunFacts, write_report
 from utils.selection import Verdicts
@@ -336,13 +336,13 @@ def test_a_run_writes_the_report_and_a_later_one_without_it_removes_it(workdir):
 @pytest.mark.parametrize("main", [main_phase1, main_real_phase1])
 def test_label_match_is_a_rival_with_the_scores_that_its_own_script_writes(workdir, monkeypatch, main):
     tiny = ("--cfg", "tiny.yaml", "epochs=1", "max_steps=4", "clean_set=set.pt")
-    seen, original = {}, main_phase1.report_selection
+    seen, original = {}, report.report_selection
 
     def spy(*args, rivals, **more):
         seen.update(rivals)
         return original(*args, rivals=rivals, **more)
 
-    monkeypatch.setattr(main_phase1, "report_selection", spy)
+    monkeypatch.setattr(report, "report_selection", spy)
     main.main([*tiny, "report=true", "audit_injection=0.1", "output_dir=out"])  # not the injected labels' scores
     main_small_loss.main([*tiny, "strategy=label_match", "output_dir=match"])
     table = list(csv.DictReader(Path("match/samples.csv").read_text().splitlines()))

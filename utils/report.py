@@ -5,19 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from utils.audit import Audit, audit_labels, write_audit
 from utils.clean_set import save_clean_set
 from utils.files import write_text
+from utils.findings import has_both_kinds
 from utils.metrics import selection_quality
 from utils.run import Run
-from utils.second_look import SecondLook
-from utils.selection import Verdicts, review_mask
+from utils.second_look import SecondLook, look_again, match_labels, with_text
+from utils.selection import Rule, Verdicts, describe, review_mask
 
 COLUMNS = (
     "sample_id",
@@ -31,6 +32,38 @@ COLUMNS = (
     "suggested_score",
     "margin",
 )
+
+
+def report_verdicts(
+    run: Run,
+    data: Any,
+    detector: nn.Module,
+    train: Any,
+    verdicts: Verdicts,
+    clean: Rule,
+    path: Path,
+    *,
+    zero_shot: Callable[[], nn.Module],
+) -> dict[str, Any]:
+    """`report_selection` of a trained detector, with the second look, audit and rivals that the settings ask for.
+
+    Args:
+        train: loader of the samples with the labels trained on, of which some may have been injected.
+        clean: the rule that calls a label clean.
+        path: the selected set's.
+        zero_shot: builds CLIP as it is, to compare with on the page.
+    """
+    cfg, found, rivals = run.cfg, None, {}
+    given = data.train.given.to(run.device)
+    if cfg.selects == "final" or cfg.audit_injection or cfg.report:
+        look = look_again(detector, with_text(detector, run), train, given, clean, run)
+        # What was said about an injected label says nothing about the given one.
+        verdicts.take(look.given, (train.targets != given) | (cfg.selects == "final"))
+        found = report_audit(run, data, look, train.data.given)
+        rivals["small-loss of this model"] = look.likelihood
+    if cfg.report and cfg.prompts == "names" and has_both_kinds(data.train.is_clean):  # else there is no curve
+        rivals["label-match"] = match_labels(run.place(zero_shot()), train, given, run)
+    return report_selection(run, data, verdicts, path, rule=describe(clean, cfg), audit=found, rivals=rivals)
 
 
 def report_selection(

@@ -28,6 +28,13 @@ class SecondLook(NamedTuple):
     likelihood: Tensor
 
 
+def with_text(detector: nn.Module, run: Run) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Images -> positive and negative logits with the prompts as they are now, encoded once."""
+    with torch.no_grad(), run.autocast():
+        text = detector.text_features()
+    return lambda images: detector(images, text)
+
+
 def look_again(
     model: nn.Module,
     logits: Callable[[Tensor], tuple[Tensor, Tensor]],
