@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,7 +46,8 @@ def write_plots(folder: Path, findings: Findings) -> list[Path]:
 
 def _write(path: Path, draw: Callable[[Axes], None]) -> Path:
     fonts = logging.getLogger("matplotlib.font_manager")
-    with rc_context(STYLE):
+    with rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")  # boxes in their place say as much
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         draw(figure.add_subplot())
         fonts.addFilter(_quiet)  # not every machine has every font
