@@ -112,12 +112,12 @@ def write_page(
 
 def report_unreadable(run: Run, loaders: dict[str, Any]) -> dict[str, int]:
     """Say which images were left out (`skip_unreadable`) and list them in unreadable.csv; returns their number."""
-    rows = [
+    rows = {  # a set: in different passes different processes may meet the same image
         (split, loader.data.ids[i], why)
         for split, loader in loaders.items()
         for unreadable in gather_objects(loader.unreadable)
         for i, why in unreadable.items()
-    ]
+    }
     if rows:
         path = run.folder / "unreadable.csv"
         write_text(path, _csv([("split", "sample_id", "reason"), *sorted(rows)]))
