@@ -68,7 +68,6 @@ def parameter_table(model: nn.Module) -> str:
 PARTS = (
     ("pos_ctx", "positive context"),
     ("neg_ctx", "negative context"),
-    ("class_vectors", "class vectors"),
     ("adapters.", "adapters"),
     ("head", "linear head"),
     ("visual.", "image tower"),

@@ -66,7 +66,7 @@ class DualPrompts(nn.Module):
 
     The placeholder "P P ... P name." fixes the token sequence; the context vectors then take the place of the P's. With
     `prompts: visual` the name is made of P's, too, and vectors of the class's own take their place: `class_vectors`,
-    [C, CLASS_VECTORS, width], which `models.visual_prompts` fits to images and the positive side trains.
+    [C, CLASS_VECTORS, width], which `models.visual_prompts` fits to images and, as a name, no label moves afterwards.
     `class_token_position` moves the class name before (`front`) or between the halves of (`middle`) the context, as
     CoOp does (Zhou et al., 2022).
     """
@@ -99,30 +99,24 @@ class DualPrompts(nn.Module):
         width = tower.positional_embedding.shape[1]
         self.pos_ctx = nn.Parameter(torch.empty(n_ctx, width).normal_(0, 0.02))
         self.neg_ctx = nn.Parameter(torch.empty(n_ctx, width).normal_(0, 0.02))
-        own = torch.empty(len(names), CLASS_VECTORS, width) if visual else None
-        self.class_vectors = None if own is None else nn.Parameter(own.normal_(0, 0.02))
+        own = torch.empty(len(names), CLASS_VECTORS, width).normal_(0, 0.02) if visual else None
+        self.register_buffer("class_vectors", own)
 
     def forward(self, tower: TextTower) -> tuple[Tensor, Tensor]:
-        """Unit-length positive and negative text features T+ and T-, [C, embed_dim] each.
-
-        The class vectors belong to the positive side: the negative prompts use them and do not move them.
-        """
-        own = self.class_vectors
-        vectors = None if own is None else torch.stack([own, own.detach()])
-        positive, negative = self.encode(tower, torch.stack([self.pos_ctx, self.neg_ctx]), vectors)
+        """Unit-length positive and negative text features T+ and T-, [C, embed_dim] each."""
+        positive, negative = self.encode(tower, torch.stack([self.pos_ctx, self.neg_ctx]), self.class_vectors)
         return positive, negative
 
     def encode(self, tower: TextTower, contexts: Tensor, vectors: Tensor | None = None) -> Tensor:
         """Features of every class prompt with each of K contexts [K, n_ctx, width]: [K, C, embed_dim].
 
-        `vectors`, [K, C, CLASS_VECTORS, width], stand for the class names (None: the names do).
+        `vectors`, [C, CLASS_VECTORS, width], stand in the place of the class names (None: the names do).
         """
         if not self.suffixes:
-            pairs = zip(contexts, [None] * len(contexts) if vectors is None else vectors)
-            return torch.stack([self.encode_plainly(tower, *pair) for pair in pairs])
+            return torch.stack([self.encode_plainly(tower, ctx, vectors) for ctx in contexts])
         start = self.start.expand(len(contexts), -1, -1)
         beginnings = torch.cat([start, contexts.to(start.dtype)], dim=1)
-        chunks = [None] * len(self.suffixes) if vectors is None else vectors.split(self.chunk, dim=1)
+        chunks = [None] * len(self.suffixes) if vectors is None else vectors.split(self.chunk)
         parts = [self._run(part, tower, beginnings, chunk) for part, chunk in zip(self.suffixes, chunks)]
         return torch.cat(parts, dim=1)
 

@@ -38,15 +38,16 @@ class Suffixes(nn.Module):
     def forward(self, tower: nn.Module, prefix: Tensor, vectors: Tensor | None = None) -> Tensor:
         """Features of the classes behind each of K beginnings: embeddings [K, P, width] -> [K, C, embed_dim].
 
-        `vectors`, [K, C, n, width], take the place of the first n tokens of suffixes that are all of one length.
+        `vectors`, [C, n, width], take the place of the first n tokens of suffixes that are all of one length.
         """
         n = prefix.shape[1]
         position = tower.positional_embedding.to(prefix.dtype)
-        own = self.tokens.expand(len(prefix), -1, -1)
+        own = self.tokens
         if vectors is not None:
-            rest = own.unflatten(1, self.grid)[:, :, vectors.shape[2] :]
-            own = torch.cat([vectors.to(own.dtype), rest], dim=2).flatten(1, 2)
-        x = torch.cat([prefix + position[:n], own + position[n + self.offset]], dim=1)
+            rest = own.unflatten(0, self.grid)[:, vectors.shape[1] :]
+            own = torch.cat([vectors.to(own.dtype), rest], dim=1).flatten(0, 1)
+        own = (own + position[n + self.offset]).expand(len(prefix), -1, -1)
+        x = torch.cat([prefix + position[:n], own], dim=1)
         for block in tower.blocks[:-1]:
             x = run_block(block, x, attend=self._attend)
         x = run_block(tower.blocks[-1], x, attend=self._attend_from_end, keep=n + self.end)

@@ -22,11 +22,11 @@ def fit_class_vectors(detector: Detector, prototypes: Tensor) -> Tensor:
     """
     prompts, tower = detector.prompts, detector.text
     prototypes = prototypes.to(prompts.class_vectors.device)
-    vectors = prompts.class_vectors.detach().float().requires_grad_()  # Adam in half precision would divide by zero
+    vectors = prompts.class_vectors.clone().float().requires_grad_()  # Adam in half precision would divide by zero
     optimizer = torch.optim.Adam([vectors], lr=LR)
 
     def cosine() -> Tensor:
-        text = prompts.encode(tower, prompts.pos_ctx.detach()[None], vectors[None])[0]
+        text = prompts.encode(tower, prompts.pos_ctx.detach()[None], vectors)[0]
         return (text.float() * prototypes).sum(dim=1)
 
     with torch.autocast(prototypes.device.type, enabled=False):

@@ -357,7 +357,8 @@ def together(n: int, script: str, *argv: str) -> None:
 
 
 def test_two_processes_give_what_one_gives(workdir):
-    common = [*CLI, "epochs=2", "batch_size=200"]
+    # visual: the prototypes, too, are made of both processes' shares
+    common = [*CLI, "epochs=2", "batch_size=200", "prompts=visual"]
     main_phase1.main([*common, "output_dir=one", "clean_set=one.pt"])
     together(2, "main_phase1.py", *common, "output_dir=two", "clean_set=two.pt")
     for ours, alone in zip(lines("two"), lines("one"), strict=True):
@@ -392,7 +393,7 @@ def test_processes_with_unreadable_images(tmp_path, monkeypatch):
         "batch_size=57",
         "skip_unreadable=true",
         "num_workers=0",
-        "prompts=visual",  # whose prototypes are made of the shares of both
+        "selection=final",  # a second pass, in which the other process may meet the same image
     ]  # 400 = 7 * 57 + 1
     main_phase1.main([*common, "output_dir=one", "clean_set=one.pt"])
     together(2, "main_phase1.py", *common, "output_dir=two", "clean_set=two.pt")

@@ -49,11 +49,10 @@ def test_vectors_that_are_a_name_s_tokens_say_what_the_name_says(workdir, positi
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
     for ctx in ("pos_ctx", "neg_ctx"):
         torch.testing.assert_close(*(getattr(d.prompts, ctx).grad for d in (named, ours)), rtol=1e-9, atol=1e-9)
-    assert ours.prompts.class_vectors.grad.abs().amin(dim=(1, 2)).gt(0).all()
 
 
 @pytest.mark.parametrize("position", ["end", "front"])
-def test_l_sim_alone_trains_the_class_vectors(workdir, position):
+def test_no_loss_moves_the_class_vectors(workdir, position):
     cfg = Config(**TINY, prompts="visual", class_token_position=position, vpt_deep=True)
     detector = build_detector(cfg, ["1", "2", "3"])
     y = torch.tensor([0, 1, 2])
@@ -66,13 +65,12 @@ def test_l_sim_alone_trains_the_class_vectors(workdir, position):
         return {name for name, p in named if p.grad is not None and p.grad.abs().sum() > 0}
 
     assert reached(out["loss_dp"]) == {"neg_ctx"}
-    assert reached(out["logits_neg"].sum()) == {"neg_ctx"}
-    assert reached(out["loss_sim"]) == {"pos_ctx", "class_vectors"}
+    assert reached(out["loss_sim"]) == {"pos_ctx"}
+    assert not detector.prompts.class_vectors.requires_grad
 
 
 def test_names_have_no_vectors(workdir):
-    detector = build_detector(Config(**TINY), ["a", "b"])
-    assert {name for name, _ in detector.prompts.named_parameters()} == {"pos_ctx", "neg_ctx"}
+    assert build_detector(Config(**TINY), ["a", "b"]).prompts.state_dict().keys() == {"pos_ctx", "neg_ctx"}
 
 
 def test_fitting_brings_the_text_features_to_the_prototypes(workdir):
@@ -87,8 +85,9 @@ def test_fitting_brings_the_text_features_to_the_prototypes(workdir):
     assert (cosine[seen] > start[seen] + 0.2).all()
     assert cosine[seen].min() > 0.5
     for name, value in detector.state_dict().items():
-        assert torch.equal(value, before[name]) == (name != "prompts.class_vectors"), name
-    assert torch.equal(detector.prompts.class_vectors[2], before["prompts.class_vectors"][2])
+        assert name == "prompts.class_vectors" or torch.equal(value, before[name]), name
+    moved = (detector.prompts.class_vectors != before["prompts.class_vectors"]).any(dim=-1).any(dim=-1)
+    assert moved.tolist() == [True, True, False, True]
     assert detector.prompts.class_vectors.grad is None
 
 
@@ -134,19 +133,17 @@ def test_samples_nobody_saw_and_classes_with_few_samples():
 def test_whole_runs(workdir, monkeypatch, capsys):
     fitted, original = [], main_phase1.start_from_images
     monkeypatch.setattr(main_phase1, "start_from_images", lambda *args: (fitted.append(1), original(*args)))
-    for folder, epochs, *more in (("a", 2), ("b", 1), ("b", 2, "--resume"), ("c", 2)):
+    for folder, epochs, *more in (("a", 2), ("b", 1), ("b", 2, "--resume")):
         paths = [f"output_dir={folder}", f"clean_set={folder}.pt"]
         main_phase1.main([*CLI, *paths, f"epochs={epochs}", *more])
-    assert len(fitted) == 3  # going on fits nothing again
+    assert len(fitted) == 2  # a run of its own fits the same, and going on fits nothing again
     assert "confirmed out of fold" in capsys.readouterr().out
-    states = [torch.load(f"{f}/checkpoint.pt", weights_only=True)["parts"]["detector"] for f in "abc"]
+    states = [torch.load(f"{f}/checkpoint.pt", weights_only=True)["parts"]["detector"] for f in "ab"]
     for name, value in states[0].items():
         assert torch.equal(value, states[1][name]), name
-        assert torch.equal(value, states[2][name]), name
     assert states[0]["prompts.class_vectors"].shape == (10, CLASS_VECTORS, 16)
-    for other in "bc":
-        assert Path("a/samples.csv").read_bytes() == Path(f"{other}/samples.csv").read_bytes()
-        assert torch.load("a.pt", weights_only=True).equal(torch.load(f"{other}.pt", weights_only=True))
+    assert Path("a/samples.csv").read_bytes() == Path("b/samples.csv").read_bytes()
+    assert Path("a.pt").read_bytes() == Path("b.pt").read_bytes()
 
 
 def test_the_adapters_do_not_change_the_features(workdir):
