@@ -154,7 +154,7 @@ def _remarks(row: Row) -> list[str]:
         costs, steps, added = (row["safety"][key] for key in ("seconds", "steps", "added_seconds"))
         remarks.append(
             f"measured by themselves, a checkpoint of {row['safety']['file_bytes'] / 2**20:.1f} MiB takes {_seconds(costs['checkpoint'])} and the guards of a step "
-            f"{1e6 * costs['guards of a step']:.0f} us, together {100 * row['safety']['share']:.3f} % of {steps} steps of {_seconds(costs['plain step'])} (target below 2 %); "
+            f"{1e6 * costs['guards of a step']:.0f} us, together {100 * row['safety']['share']:.2g} % of {steps} steps of {_seconds(costs['plain step'])} (target below 2 %); "
             f"by arithmetic, not measured: {100 * added / (0.1 * steps):.2f} % of {steps} steps of 0.1 s"
         )
     for found in row.get("precisions", []):
