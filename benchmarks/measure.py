@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from utils.allocator import keep_freed_memory, return_freed_memory
+
 Numbers = dict[str, Tensor]
 Row = dict[str, Any]
 
@@ -44,6 +46,8 @@ class Case:
         images: images that the whole work handles.
         flops: whether floating-point operations and the share of the matrix ceiling say something here.
         memory: whether the peak memory of this process says something here.
+        steps: whether the work is a training step, of which a run has thousands: before each timed one, an untimed one
+            takes the memory.
         note: what a reader must know about how it was measured.
         facts: further figures for the row, made once both sides agree.
     """
@@ -57,6 +61,7 @@ class Case:
     images: int = 0
     flops: bool = True
     memory: bool = True
+    steps: bool = False
     note: str = ""
     facts: Callable[[], Row] = field(default=dict)
 
@@ -138,8 +143,12 @@ def _timings(case: Case, sides: list[str], repeats: int, device: torch.device) -
     """Medians of the sides' seconds, their ratio, and its spread over the pairs of neighbouring runs."""
     parts = {"ours": case.ours, "naive": case.naive}
     seconds: dict[str, list[float]] = {side: [] for side in sides}
+    allocator = {"ours": keep_freed_memory, "naive": return_freed_memory}
     for _ in range(repeats):
         for side in sides:
+            allocator[side]()
+            if case.steps:
+                timed(parts[side], device)
             seconds[side].append(timed(parts[side], device))
     row: Row = {"seconds": {side: median(values) for side, values in seconds.items()}, "all_seconds": seconds}
     if "naive" in sides:

@@ -282,6 +282,7 @@ def _phase1_case(bench: Bench, batch: int, n_classes: int) -> Case:
         check=check if bench.on_cuda else None,
         target=5.5,
         images=batch,
+        steps=True,
         facts=lambda: {"precisions": _precisions(bench, batch, n_classes), **_fed(bench, batch, n_classes)},
     )
 

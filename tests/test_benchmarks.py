@@ -202,6 +202,18 @@ def test_parts_count_as_often_as_they_say(monkeypatch):
     assert row["ceiling_share"] == {"ours": pytest.approx(1280 / 11 / 256), "naive": pytest.approx(0.5)}
 
 
+def test_steps_are_timed_behind_a_step_in_the_memory_of_their_side(monkeypatch):
+    events = []
+    for name in ("keep_freed_memory", "return_freed_memory"):
+        monkeypatch.setattr(measure, name, lambda name=name: events.append(name))
+    sides = [(Part(lambda side=side: events.append(side)),) for side in ("ours", "naive")]
+    numbers = {"x": torch.ones(1)}
+    case = Case("x", 0.0, *sides, check=lambda: (numbers, numbers), steps=True)
+    measure.measure(case, repeats=2, device=CPU, ceiling=1.0)
+    turn = ["keep_freed_memory", "ours", "ours", "return_freed_memory", "naive", "naive"]
+    assert events == ["ours", "naive", *turn, *turn]
+
+
 def test_a_naive_side_that_does_not_fit_leaves_ours():
     def too_much() -> None:
         raise torch.OutOfMemoryError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -441,3 +442,39 @@ def test_steps_do_not_wait_for_the_device(workdir, monkeypatch):
 
     monkeypatch.setattr(main_phase1, "train_one_epoch", watched)
     main_phase1.main([*CLI])
+
+
+# -------------------------------------------------------- memory of the step before
+
+PAGES = """
+import resource
+
+def pages_taken():
+    "Pages of 128 MiB that the system hands out."
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    bytearray(1 << 27)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+first = [pages_taken() for _ in range(3)]
+{keep}
+print("pages", min(first), min(pages_taken() for _ in range(5)))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is not glibc's")
+@pytest.mark.parametrize(
+    "keep",
+    [
+        "from utils.allocator import keep_freed_memory; assert keep_freed_memory()",
+        "import main_phase1; main_phase1.main(['--cfg', 'tiny.yaml', 'max_steps=1', 'epochs=1', 'num_workers=0'])",
+    ],
+    ids=["asked", "a run on the CPU"],
+)
+def test_freed_memory_stays_for_the_next_step(workdir, keep):
+    program = [sys.executable, "-c", PAGES.format(keep=keep)]
+    done = subprocess.run(program, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, later = map(int, done.stdout.splitlines()[-1].split()[1:])
+    if first < 30_000:
+        pytest.skip("pages are huge here")
+    assert later < 100

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from utils.allocator import keep_freed_memory
 from utils.checkpoint import previous, read_checkpoint, restore, save_checkpoint
 from utils.config import Config, dump_config
 from utils.console import BatchBar
@@ -306,6 +307,8 @@ def start_run(cfg: Config, script: str, inputs: dict[str, Any]) -> Run:
         UserError: a device that is not there, a folder that cannot be written, a checkpoint of another run.
     """
     run = Run(cfg, script, choose_device(cfg), inputs)
+    if run.device.type == "cpu":
+        keep_freed_memory()
     _lock(run.folder)
     if rank() == 0:
         remove_unfinished(run.folder)
