@@ -48,6 +48,7 @@ class Case:
         memory: whether the peak memory of this process says something here.
         steps: whether the work is a training step, of which a run has thousands: before each timed one, an untimed one
             takes the memory.
+        both_keep: whether the naive side keeps freed memory, too, as ours does: both are the scripts' own steps.
         note: what a reader must know about how it was measured.
         facts: further figures for the row, made once both sides agree.
     """
@@ -62,6 +63,7 @@ class Case:
     flops: bool = True
     memory: bool = True
     steps: bool = False
+    both_keep: bool = False
     note: str = ""
     facts: Callable[[], Row] = field(default=dict)
 
@@ -143,7 +145,7 @@ def _timings(case: Case, sides: list[str], repeats: int, device: torch.device) -
     """Medians of the sides' seconds, their ratio, and its spread over the pairs of neighbouring runs."""
     parts = {"ours": case.ours, "naive": case.naive}
     seconds: dict[str, list[float]] = {side: [] for side in sides}
-    allocator = {"ours": keep_freed_memory, "naive": return_freed_memory}
+    allocator = {"ours": keep_freed_memory, "naive": keep_freed_memory if case.both_keep else return_freed_memory}
     for _ in range(repeats):
         for side in sides:
             allocator[side]()

@@ -695,6 +695,7 @@ def _safety_case(bench: Bench, folder: str) -> Case:
         images=steps * batch,
         flops=False,
         memory=False,
+        both_keep=True,
         note=f"ours with, naive without checkpoint, JSONL, log, guards and signals; {few} of {steps} steps of {batch} images measured and scaled",
         facts=facts,
     )

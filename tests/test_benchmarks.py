@@ -212,6 +212,14 @@ def test_steps_are_timed_behind_a_step_in_the_memory_of_their_side(monkeypatch):
     measure.measure(case, repeats=2, device=CPU, ceiling=1.0)
     turn = ["keep_freed_memory", "ours", "ours", "return_freed_memory", "naive", "naive"]
     assert events == ["ours", "naive", *turn, *turn]
+    events.clear()
+    measure.measure(replace(case, both_keep=True, steps=False), repeats=1, device=CPU, ceiling=1.0)
+    assert events == ["ours", "naive", "keep_freed_memory", "ours", "keep_freed_memory", "naive"]
+
+
+def test_safety_compares_both_sides_in_the_same_memory(monkeypatch, tmp_path):
+    monkeypatch.setattr(measure, "return_freed_memory", lambda: pytest.fail("the naive side gives memory back"))
+    bench.main(["--suite", "safety", *QUICKLY, str(tmp_path / "out.json")])
 
 
 def test_a_naive_side_that_does_not_fit_leaves_ours():
