@@ -8,14 +8,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from models.backward import linear, quick_gelu
 from models.last_block import class_token_attends
 from models.memory import in_parts, recomputed
 from utils.config import Config
@@ -139,7 +138,7 @@ def run_last_block(
 
 
 def _behind_attention(block: nn.Module, x: Tensor, attended: Tensor, adapters: BlockAdapters | None) -> Tensor:
-    x = x + block.ls_1(_ssf(adapters, "attn_out", block.attn.out_proj(attended)))
+    x = x + block.ls_1(_ssf(adapters, "attn_out", _layer(block.attn.out_proj, attended)))
     mlp = block.ls_2(_mlp(block.mlp, block.ln_2(x), adapters))
     if adapters is not None and adapters.adapter is not None:
         mlp = mlp + adapters.adapter(mlp)
@@ -155,7 +154,7 @@ def _ssf(adapters: BlockAdapters | None, place: str, x: Tensor) -> Tensor:
 def _heads(block: nn.Module, x: Tensor, adapters: BlockAdapters | None) -> list[Tensor]:
     """Queries, keys and values of tokens [B, L, width]: [B, heads, L, d] each."""
     attn, x = block.attn, block.ln_1(x)
-    q, k, v = _ssf(adapters, "attn_in", F.linear(x, attn.in_proj_weight, attn.in_proj_bias)).chunk(3, dim=-1)
+    q, k, v = _ssf(adapters, "attn_in", linear(x, attn.in_proj_weight, attn.in_proj_bias)).chunk(3, dim=-1)
     if adapters is not None and adapters.lora_q is not None:
         q, v = q + adapters.lora_q(x), v + adapters.lora_v(x)
     return [t.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for t in (q, k, v)]
@@ -174,30 +173,16 @@ def _in_projection(attn: nn.MultiheadAttention, adapters: BlockAdapters | None) 
 
 
 def _mlp(mlp: nn.Sequential, x: Tensor, adapters: BlockAdapters | None) -> Tensor:
-    hidden = _ssf(adapters, "mlp_in", mlp.c_fc(x))
-    return _ssf(adapters, "mlp_out", mlp.c_proj(_activate(mlp.gelu, hidden)))
+    hidden = _ssf(adapters, "mlp_in", _layer(mlp.c_fc, x))
+    return _ssf(adapters, "mlp_out", _layer(mlp.c_proj, _activate(mlp.gelu, hidden)))
+
+
+def _layer(layer: nn.Linear, x: Tensor) -> Tensor:
+    return linear(x, layer.weight, layer.bias)
 
 
 def _activate(gelu: nn.Module, x: Tensor) -> Tensor:
-    return _QuickGELU.apply(x) if isinstance(gelu, QuickGELU) else gelu(x)
-
-
-class _QuickGELU(torch.autograd.Function):
-    """x sigmoid(1.702 x) as a scaled SiLU: one tensor is kept for the way back instead of three.
-
-    The scales before and behind the SiLU cancel in the derivative, so going backward nothing is scaled.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        scaled = 1.702 * x
-        ctx.save_for_backward(scaled)
-        return F.silu(scaled).div_(1.702)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return torch.ops.aten.silu_backward(grad, *ctx.saved_tensors)
+    return quick_gelu(x) if isinstance(gelu, QuickGELU) else gelu(x)
 
 
 class ImageTower(nn.Module):

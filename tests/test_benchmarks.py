@@ -71,15 +71,17 @@ def test_text_counts_what_is_kept_for_the_backward_pass(results):
 
 
 def test_scaling_counts_what_a_step_of_that_batch_takes(results):
-    """Extrapolated from batches of one and two: compared with a count at the full batch."""
+    """Extrapolated from batches of one and two: compared with a count at the full batch, every gradient in use."""
     (row,) = results["scaling"]["rows"]
     few, many = FEW.scaling_classes
     here = suites.Bench(FEW, CPU)
     for n_classes in (few, many):
-        pair = suites._phase1_pair(here, here.config(prec="fp32"), n_classes, FEW.scaling_batch)
-        ours, theirs = (measure.count_flops(step) for step in pair)
-        assert row["step_flops"]["ours"][str(n_classes)] == ours
-        assert row["step_flops"]["naive"][str(n_classes)] == theirs
+        cfg, names = here.config(prec="fp32"), suites.class_names(n_classes)
+        detector = suites.build_detector(cfg, names)
+        images = suites.random_batch(here, FEW.scaling_batch, n_classes, detector.image_size)[0]
+        for side, model in (("ours", detector), ("naive", suites.naive_detector(cfg, names, detector))):
+            flops = measure.count_flops(lambda: torch.cat(model(images)).sum().backward())
+            assert row["step_flops"][side][str(n_classes)] == flops
     assert row["growth"]["naive"] > row["growth"]["ours"] > 1
 
 
@@ -88,6 +90,14 @@ def test_phase1_tells_precision_and_waiting(results):
     assert [found["prec"] for found in row["precisions"]] == ["bf16"]
     assert 0 <= row["precisions"][0]["same_selection"] <= 1
     assert 0 <= row["waiting_share"] < 1
+
+
+@pytest.mark.parametrize("trusted", [1, 3, 4])
+def test_phase1_trusts_as_many_labels_as_it_says(trusted):
+    here = suites.Bench(FEW, CPU)
+    ours, theirs = (step() for step in suites._phase1_pair(here, here.config(prec="fp32"), 6, 4, trusted))
+    assert ours["selected"].sum() == theirs["selected"].sum() == trusted
+    assert all(ours[name].abs().max() > 0 for name in ours if name.startswith("prompts"))  # not zeros that agree
 
 
 def test_safety_is_measured_by_itself(results):

@@ -23,10 +23,12 @@ import datasets.image_files
 import main_baseline
 import main_phase1
 import main_phase2
+from benchmarks.measure import count_flops
 from datasets import build_data, build_loaders
 from datasets.image_cache import ImageCache
 from datasets.transforms import RECIPES, Recipe, random_crop
 from models import Detector, build_classifier, build_detector, peft
+from models.backward import linear, quick_gelu
 from utils.config import Config
 
 CLI = ("--cfg", "tiny.yaml", "epochs=1", "num_workers=0")
@@ -144,7 +146,7 @@ def test_the_class_token_alone_gets_what_all_tokens_get(workdir, monkeypatch, se
 def test_quick_gelu_is_open_clips():
     x = torch.linspace(-8, 8, 101, dtype=torch.float64, requires_grad=True)
     results = []
-    for gelu in (peft._QuickGELU.apply, QuickGELU()):
+    for gelu in (quick_gelu, QuickGELU()):
         y = gelu(x)
         results.append((y, *torch.autograd.grad(y.sin().sum(), x)))
     for ours, plain in zip(*results):
@@ -203,6 +205,57 @@ def test_batch_norm_sees_whole_batches(workdir, monkeypatch):
     resnet = ["backbone=test_resnet", "pretrained=none", "resolution=32", "vpt_deep=false", "finetune=true"]
     main_phase2.main([*CLI, *resnet, "clean_set=given.npy", "batch_size=16", "max_steps=2"])
     assert seen == [16] * len(seen)
+
+
+@pytest.mark.parametrize("settings", [*ADAPTERS, {"bias_tuning": True}, {"class_token_position": "middle"}], ids=str)
+def test_what_the_loss_does_not_read_costs_nothing_on_the_way_back(workdir, monkeypatch, settings):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        detector = tiny_detector(NAMES, vpt_len=3, bottleneck=4, **settings).double()
+        for parameter in detector.parameters():
+            parameter.data.add_(torch.randn_like(parameter) / 10)
+        images = torch.randn(5, 3, 16, 16, dtype=torch.float64)
+    flops, gradients = [], []
+    for function in (linear, F.linear):
+        monkeypatch.setattr(peft, "linear", function)
+        detector.zero_grad()
+        logits_pos, logits_neg = detector(images)
+        loss = logits_pos[[1, 3]].square().sum() + logits_neg[:, 2].square().sum()
+        flops.append(count_flops(loss.backward))
+        gradients.append([p.grad for p in detector.parameters() if p.requires_grad])
+    assert flops[0] < 0.9 * flops[1]
+    for ours, plain in zip(*gradients):
+        torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9)
+        assert plain.abs().max() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("read", [[], [2], [0, 3, 4], [0, 1, 2, 3, 4, 5]])
+def test_a_frozen_layer_goes_back_to_the_tokens_that_are_read(dtype, read):
+    weight, bias, values = torch.randn(4, 3), torch.randn(4), torch.randn(6, 3)
+    wanted = torch.zeros(6, 4)
+    wanted[read] = torch.randn(len(read), 4)
+    wanted[read[:1], 0] = torch.nan  # a loss that broke must be seen
+    results = []
+    for function in (linear, F.linear):
+        x = values.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+            y = function(x.unflatten(0, (2, 3)), weight, bias)
+        assert y.dtype is dtype
+        results.append((count_flops(lambda: y.backward(wanted.to(dtype).view(2, 3, 4))), y, x.grad))
+    assert results[0][0] == len(read) * 2 * 4 * 3
+    for ours, plain in zip(*(result[1:] for result in results)):
+        torch.testing.assert_close(ours, plain, equal_nan=True)
+
+
+def test_a_layer_that_learns_gets_its_gradients():
+    layer, x = nn.Linear(3, 4), torch.randn(2, 3, requires_grad=True)
+    linear(x, layer.weight, layer.bias).sum().backward()
+    assert layer.weight.grad.abs().max() > 0
+    layer.weight.requires_grad_(False)  # bias tuning
+    layer.zero_grad()
+    linear(x, layer.weight, layer.bias).sum().backward()
+    assert layer.bias.grad.equal(torch.full((4,), 2.0))
 
 
 # ------------------------------------------------------- less memory, same run
