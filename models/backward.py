@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+WIDE = 256  # of a layer; in a narrower one, finding the tokens takes longer than their products
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`F.linear`; of a frozen layer, tokens that the loss does not read cost nothing on the way back.
@@ -20,8 +22,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Args:
         x: [..., width]; weight: [out, width]; bias: [out].
     """
-    frozen = not (weight.requires_grad or bias.requires_grad)
-    if x.requires_grad and frozen and x.device.type == "cpu" and not torch.compiler.is_compiling():
+    frozen = x.requires_grad and not (weight.requires_grad or bias.requires_grad)
+    if frozen and min(weight.shape) >= WIDE and x.device.type == "cpu" and not torch.compiler.is_compiling():
         return _FrozenLinear.apply(x, weight, bias)
     return F.linear(x, weight, bias)
 

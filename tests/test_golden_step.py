@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import main_phase1
 import main_real_phase1
+from models import backward
 from models.classifier import Classifier
 from models.deft import Detector
 from utils.config import Config
@@ -36,6 +37,11 @@ ADAPTERS = {
     "class_token_middle": {"vpt_deep": True, "class_token_position": "middle"},
     "class_token_front": {"vpt_deep": True, "class_token_position": "front"},
 }
+
+
+@pytest.fixture(autouse=True, params=[1, backward.WIDE], ids=["back_to_what_is_read", "back_to_all"])
+def wide(request, monkeypatch):
+    monkeypatch.setattr(backward, "WIDE", request.param)
 
 
 def fill(name: str, shape: tuple, scale: float = 0.1, shift: float = 0.0) -> Tensor:

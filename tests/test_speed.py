@@ -27,7 +27,7 @@ from benchmarks.measure import count_flops
 from datasets import build_data, build_loaders
 from datasets.image_cache import ImageCache
 from datasets.transforms import RECIPES, Recipe, random_crop
-from models import Detector, build_classifier, build_detector, peft
+from models import Detector, backward, build_classifier, build_detector, peft
 from models.backward import linear, quick_gelu
 from utils.config import Config
 
@@ -207,6 +207,13 @@ def test_batch_norm_sees_whole_batches(workdir, monkeypatch):
     assert seen == [16] * len(seen)
 
 
+@pytest.fixture
+def narrow(monkeypatch):
+    """Layers as narrow as those of the tests count as wide ones."""
+    monkeypatch.setattr(backward, "WIDE", 1)
+
+
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("settings", [*ADAPTERS, {"bias_tuning": True}, {"class_token_position": "middle"}], ids=str)
 def test_what_the_loss_does_not_read_costs_nothing_on_the_way_back(workdir, monkeypatch, settings):
     with torch.random.fork_rng():
@@ -229,6 +236,7 @@ def test_what_the_loss_does_not_read_costs_nothing_on_the_way_back(workdir, monk
         assert plain.abs().max() > 0
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("read", [[], [2], [0, 3, 4], [0, 1, 2, 3, 4, 5]])
 def test_a_frozen_layer_goes_back_to_the_tokens_that_are_read(dtype, read):
@@ -248,6 +256,13 @@ def test_a_frozen_layer_goes_back_to_the_tokens_that_are_read(dtype, read):
         torch.testing.assert_close(ours, plain, equal_nan=True)
 
 
+def test_a_narrow_layer_is_not_searched():
+    x = torch.randn(6, 3, requires_grad=True)
+    y = linear(x, torch.randn(4, 3), torch.randn(4))
+    assert count_flops(lambda: y.backward(torch.zeros(6, 4))) == 6 * 2 * 4 * 3
+
+
+@pytest.mark.usefixtures("narrow")
 def test_a_layer_that_learns_gets_its_gradients():
     layer, x = nn.Linear(3, 4), torch.randn(2, 3, requires_grad=True)
     linear(x, layer.weight, layer.bias).sum().backward()
@@ -287,6 +302,7 @@ def test_parts_of_batches_and_batch_norm_do_not_go_together(workdir, fails):
     assert "batch norm needs whole batches" in fails(main_phase2.main, *CLI, *resnet, "accum_steps=2")
 
 
+@pytest.mark.usefixtures("narrow")
 def test_compiled_towers_give_the_same_and_are_compiled_once(workdir, monkeypatch):
     """With a backend that only traces: a code generator would take minutes here."""
     compiled = []
