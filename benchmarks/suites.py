@@ -168,8 +168,12 @@ def random_batch(bench: Bench, batch: int, n_classes: int, size: int) -> tuple[T
     chance = torch.Generator().manual_seed(0)
     images = torch.randn(batch, 3, size, size, generator=chance)
     y = torch.randint(n_classes, (batch,), generator=chance)
-    y_bar = (y + torch.randint(1, n_classes, (batch,), generator=chance)) % n_classes
-    return images.to(bench.device), y.to(bench.device), y_bar.to(bench.device)
+    return images.to(bench.device), y.to(bench.device), other_labels(y, n_classes, chance).to(bench.device)
+
+
+def other_labels(y: Tensor, n_classes: int, chance: torch.Generator) -> Tensor:
+    """A random class other than the given one, [B] on the CPU."""
+    return (y + torch.randint(1, n_classes, y.shape, generator=chance)) % n_classes
 
 
 @torch.no_grad()
@@ -180,7 +184,7 @@ def trusted_batch(
 
     Random weights trust every label or none: the negative context is drawn anew until they do not.
     """
-    images, y, _ = random_batch(bench, batch, n_classes, detector.image_size)
+    images = random_batch(bench, batch, n_classes, detector.image_size)[0]
     chance = torch.Generator().manual_seed(1)
     wanted = (torch.randperm(batch, generator=chance) < trusted).to(bench.device)
     features, context = detector.image_features(images), detector.prompts.neg_ctx
@@ -192,9 +196,8 @@ def trusted_batch(
         context.copy_(torch.empty(context.shape).normal_(0, 0.02, generator=chance))
     else:
         raise UserError(f"found no negative context under which {trusted} of {batch} labels can be trusted")
-    y = torch.multinomial(fitting.float().cpu(), 1, generator=chance)[:, 0].to(bench.device)
-    y_bar = (y + torch.randint(1, n_classes, (batch,), generator=chance).to(bench.device)) % n_classes
-    return images, y, y_bar
+    y = torch.multinomial(fitting.float().cpu(), 1, generator=chance)[:, 0]
+    return images, y.to(bench.device), other_labels(y, n_classes, chance).to(bench.device)
 
 
 # -------------------------------------------------------------------- text, scaling
@@ -275,14 +278,11 @@ def scaling(bench: Bench) -> Iterator[Case]:
 
 def our_step_flops(bench: Bench, n_classes: int, batch: int) -> int:
     """Operations of both towers in one of our phase-1 steps, forward and backward, if every sample and class counts."""
-    ours = build_detector(bench.config(prec="fp32"), class_names(n_classes)).train()
-
-    def flops(batch: int) -> int:
-        images = random_batch(bench, batch, n_classes, ours.image_size)[0]
-        return count_flops(lambda: sum(logits.sum() for logits in ours(images)).backward())
-
+    ours = build_detector(bench.config(prec="fp32"), class_names(n_classes))
+    images = random_batch(bench, 2, n_classes, ours.image_size)[0]
     # Every product is linear in the batch: two small steps tell what a large one takes.
-    return flops(1) + (batch - 1) * (flops(2) - flops(1))
+    one, two = towers_flops(ours, images[:1]), towers_flops(ours, images)
+    return one + (batch - 1) * (two - one)
 
 
 def naive_step_flops(bench: Bench, n_classes: int, batch: int) -> int:
@@ -290,8 +290,12 @@ def naive_step_flops(bench: Bench, n_classes: int, batch: int) -> int:
     cfg, names = bench.config(prec="fp32"), class_names(n_classes)
     ours = build_detector(cfg, names)
     theirs = naive_detector(cfg, names, ours).to("meta")
-    images = torch.empty(batch, 3, ours.image_size, ours.image_size, device="meta")
-    return count_flops(lambda: sum(logits.sum() for logits in theirs(images)).backward())
+    return towers_flops(theirs, torch.empty(batch, 3, ours.image_size, ours.image_size, device="meta"))
+
+
+def towers_flops(detector: nn.Module, images: Tensor) -> int:
+    """Operations of a detector's logits and of all their gradients."""
+    return count_flops(lambda: sum(logits.sum() for logits in detector(images)).backward())
 
 
 # -------------------------------------------------------------------------- phase 1
