@@ -11,16 +11,16 @@ from torch import Tensor
 
 from datasets import Batch, build_data, build_loaders
 from models import build_classifier, has_batch_statistics, parameter_table
-from utils.clean_set import clean_set_path, writable_clean_set
 from utils.config import Config, load_config
 from utils.engine import build_optimizer, build_schedule, evaluate, train_one_epoch
 from utils.errors import UserError, cli
 from utils.gmm import judge_by_mixture
-from utils.guards import warn_of_collapse
 from utils.losses import Criterion, generalised_cross_entropy, masked_mean
-from utils.report import report_selection, report_unreadable
-from utils.run import start_run
-from utils.selection import Verdicts
+from utils.report.report import report_selection, report_unreadable
+from utils.run.guards import warn_of_collapse
+from utils.run.run import start_run
+from utils.selection.rules import Verdicts
+from utils.selection.selected_set import clean_set_path, writable_clean_set
 
 
 @cli

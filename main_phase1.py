@@ -14,18 +14,18 @@ from torch import Tensor
 
 from datasets import Batch, Loader, build_data, build_loaders
 from models import Detector, build_detector, build_zero_shot, fit_class_vectors, parameter_table
-from utils.audit import inject
-from utils.clean_set import clean_set_path, writable_clean_set
 from utils.config import Config, load_config
 from utils.engine import build_optimizer, build_schedule, evaluate, train_one_epoch
 from utils.errors import cli
-from utils.guards import warn_of_collapse
 from utils.losses import clean_probability, complementary_labels, cross_entropy, dual_prompt_loss, masked_mean
-from utils.prototypes import class_prototypes, plain_features
-from utils.report import report_unreadable, report_verdicts
-from utils.run import Run, start_run
-from utils.second_look import with_text
-from utils.selection import Rule, Verdicts, above_half, review_count
+from utils.passes import with_text
+from utils.report.audit import inject
+from utils.report.report import report_unreadable, report_verdicts
+from utils.run.guards import warn_of_collapse
+from utils.run.run import Run, start_run
+from utils.selection.prototypes import class_prototypes, plain_features
+from utils.selection.rules import Rule, Verdicts, above_half, review_count
+from utils.selection.selected_set import clean_set_path, writable_clean_set
 
 # ---------------------------------------------------------------- the method
 

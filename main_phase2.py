@@ -6,13 +6,13 @@ from torch import Tensor
 
 from datasets import Batch, build_data, build_loaders
 from models import build_classifier, has_batch_statistics, parameter_table
-from utils.clean_set import clean_set_path, load_clean_set, mask_sha256
 from utils.config import Config, load_config
 from utils.engine import build_optimizer, build_schedule, evaluate, train_one_epoch
 from utils.errors import cli
 from utils.losses import cross_entropy, masked_mean
-from utils.report import report_unreadable
-from utils.run import start_run
+from utils.report.report import report_unreadable
+from utils.run.run import start_run
+from utils.selection.selected_set import clean_set_path, load_clean_set, mask_sha256
 
 
 @cli

@@ -21,7 +21,7 @@ from utils.losses import (
     masked_mean,
     symmetric_cross_entropy,
 )
-from utils.selection import above_half_and_agreeing
+from utils.selection.rules import above_half_and_agreeing
 
 # ---------------------------------------------------------------- the method
 

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from datasets import Batch, Data, Loader, build_data, build_loaders
 from models import build_classifier, build_zero_shot, parameter_table
-from utils.clean_set import clean_set_path, writable_clean_set
 from utils.config import Config, load_config
 from utils.engine import build_optimizer, build_schedule, evaluate, map_batches, train_one_epoch
 from utils.errors import UserError, cli
 from utils.losses import cross_entropy, label_probability, masked_mean
 from utils.metrics import RunningMeans
-from utils.report import report_selection, report_unreadable
-from utils.run import Run, start_run
-from utils.selection import Verdicts, forget_rate, smallest_losses
+from utils.report.report import report_selection, report_unreadable
+from utils.run.run import Run, start_run
+from utils.selection.rules import Verdicts, forget_rate, smallest_losses
+from utils.selection.selected_set import clean_set_path, writable_clean_set
 
 
 @cli

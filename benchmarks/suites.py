@@ -30,20 +30,20 @@ from benchmarks.measure import (
     timed,
 )
 from datasets.base import NoisyImages, array_ids, as_images, shipped_names
+from datasets.images.transforms import RECIPES
 from datasets.loader import Batch, Loader
 from datasets.noise import instance_dependent_noise, synthetic_noise
-from datasets.transforms import RECIPES
 from main_phase1 import deft_step
 from models import Detector, build_classifier, build_detector
 from models.clip import load_clip
 from utils.config import Config
 from utils.engine import build_optimizer, build_schedule, train_one_epoch
 from utils.errors import UserError
-from utils.guards import LossGuard, failures_explained
 from utils.losses import complementary_labels, cross_entropy, masked_mean
-from utils.run import Run, start_run
-from utils.selection import Verdicts
-from utils.stopping import deferred
+from utils.run.guards import LossGuard, failures_explained
+from utils.run.run import Run, start_run
+from utils.run.signals import deferred
+from utils.selection.rules import Verdicts
 
 RECIPE = RECIPES["cifar100"]
 MEAN_STD = (RECIPE.mean, RECIPE.std)

@@ -12,24 +12,24 @@ import numpy as np
 import torch
 
 from datasets.base import Data, NoisyImages, array_ids, as_images, class_names
-from datasets.cifar import plain_name, read_cifar, read_human_labels
-from datasets.clothing1m import read_clothing1m
 from datasets.corrections import apply_corrections
-from datasets.cub import read_cub
-from datasets.digits import read_digits
-from datasets.image_cache import ImageCache
-from datasets.image_files import ImageFiles, small_pixels
-from datasets.image_folder import read_image_folder
-from datasets.image_table import read_image_table
-from datasets.layout import Listing
+from datasets.images.cache import ImageCache
+from datasets.images.files import ImageFiles, small_pixels
+from datasets.images.transforms import RECIPES, Recipe, resized_side
 from datasets.loader import Batch, Loader
 from datasets.noise import Pixels, instance_dependent_noise, synthetic_noise
 from datasets.noise_file import noisy_labels
-from datasets.own_data import OwnData
-from datasets.stanford_cars import read_stanford_cars
-from datasets.tiny_imagenet import read_tiny_imagenet
-from datasets.transforms import RECIPES, Recipe, resized_side
-from datasets.webvision import read_webvision
+from datasets.readers.cifar import plain_name, read_cifar, read_human_labels
+from datasets.readers.clothing1m import read_clothing1m
+from datasets.readers.cub import read_cub
+from datasets.readers.digits import read_digits
+from datasets.readers.image_folder import read_image_folder
+from datasets.readers.image_table import read_image_table
+from datasets.readers.layout import Listing
+from datasets.readers.own_data import OwnData
+from datasets.readers.stanford_cars import read_stanford_cars
+from datasets.readers.tiny_imagenet import read_tiny_imagenet
+from datasets.readers.webvision import read_webvision
 from utils.config import Config
 from utils.distributed import first_process_first
 from utils.errors import UserError

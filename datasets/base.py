@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.names import given_names
-from datasets.transforms import Recipe
+from datasets.images.transforms import Recipe
+from datasets.readers.names import given_names
 from utils.config import Config
 from utils.errors import UserError
 
-CLASS_NAMES = Path(__file__).parent / "class_names"
+CLASS_NAMES = Path(__file__).parent / "readers" / "class_names"
 
 
 @dataclass(frozen=True)

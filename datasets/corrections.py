@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 
 from datasets.base import Data, NoisyImages
-from datasets.image_files import ImageFiles
-from datasets.names import label_number, label_numbers
-from datasets.tables import read_table
+from datasets.images.files import ImageFiles
+from datasets.readers.names import label_number, label_numbers
+from datasets.readers.tables import read_table
 from utils.config import Config
-from utils.console import tell
 from utils.errors import UserError
+from utils.run.progress import tell
 
 ACTIONS = ("keep", "relabel", "drop")
 

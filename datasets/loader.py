@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datasets.base import NoisyImages
-from datasets.image_cache import ImageCache
-from datasets.image_files import BatchReader, Pass, unchanged, unreadable_image
-from datasets.transforms import Recipe, eval_batch, finish_batch, train_batch
+from datasets.images.cache import ImageCache
+from datasets.images.files import BatchReader, Pass, unchanged, unreadable_image
+from datasets.images.transforms import Recipe, eval_batch, finish_batch, train_batch
 from utils.distributed import gather_numbers, gather_objects, processes_here, share
 from utils.errors import UserError
-from utils.randomness import generator
-from utils.run import pins_memory
+from utils.rng import generator
+from utils.run.run import pins_memory
 
 
 class Batch(NamedTuple):

@@ -7,12 +7,12 @@ from torch import nn
 from models.classifier import Classifier, ZeroShot
 from models.clip import load_clip
 from models.deft import Detector
-from models.memory import has_batch_statistics
+from models.fast.checkpointing import has_batch_statistics
 from models.timm_backbone import TimmClassifier, is_timm_name
 from models.visual_prompts import fit_class_vectors
 from utils.config import Config
 from utils.distributed import first_process_first
-from utils.randomness import seeded
+from utils.rng import seeded
 
 __all__ = [
     "Detector",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.clip import Tokenizer
-from models.memory import in_parts
+from models.fast.checkpointing import in_parts
 from models.peft import ImageTower
 from models.prompts import TextTower, encode_text
 from utils.config import Config

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from models import digits_clip
 from utils.config import Config
-from utils.console import quiet_downloads, tell
 from utils.errors import UserError
 from utils.files import write_atomically
-from utils.randomness import seeded
+from utils.rng import seeded
+from utils.run.progress import quiet_downloads, tell
 
 Tokenizer = Callable[[list[str]], Tensor]
 # OpenAI's own names. Their weights were trained with QuickGELU, which open_clip spells as another architecture.

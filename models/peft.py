@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
 
-from models.backward import linear, quick_gelu
-from models.last_block import class_token_attends
-from models.memory import in_parts, recomputed
+from models.fast.activation import linear, quick_gelu
+from models.fast.checkpointing import in_parts, recomputed
+from models.fast.class_token import class_token_attends
 from utils.config import Config
 
 # Queries, keys and values, [B, heads, L, d] each -> [B, heads, L, d].

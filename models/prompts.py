@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.clip import Tokenizer
-from models.memory import recomputed
+from models.fast.checkpointing import recomputed
+from models.fast.shared_prefix import Suffixes
 from models.peft import causal, run_block
-from models.shared_prefix import Suffixes
 from utils.config import Config
 from utils.errors import UserError
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from models.classifier import LinearHead
 from models.clip import quiet_hub, read_state_dict, require_same_architecture
-from models.memory import has_batch_statistics, in_parts
+from models.fast.checkpointing import has_batch_statistics, in_parts
 from utils.config import Config
-from utils.console import quiet_downloads, tell
 from utils.errors import UserError
+from utils.run.progress import quiet_downloads, tell
 
 # The paper's four; any other timm name is taken as it is.
 TABLE4 = {

@@ -44,8 +44,8 @@ from utils.config import NOISE_MODES, REAL_NOISE, Config, dump_config, load_conf
 from utils.errors import UserError, cli  # noqa: E402
 from utils.files import write_text  # noqa: E402
 from utils.metrics import selection_quality  # noqa: E402
-from utils.run import choose_device  # noqa: E402
-from utils.samples import read_samples  # noqa: E402
+from utils.report.samples_csv import read_samples  # noqa: E402
+from utils.run.run import choose_device  # noqa: E402
 
 NOISES = ("sym0.2", "sym0.4", "asym0.3", "idn0.4")
 NEIGHBOURS = 20

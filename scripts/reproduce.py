@@ -373,8 +373,8 @@ def judge(path: Path, cell: Cell, plan: Plan) -> tuple[list[dict], str | None]:
     if not path.is_file():
         return [], f"missing: put the selection at {path} (or .npy, .csv)"
     from datasets import build_data  # these load torch, which nothing else here needs
-    from utils.clean_set import load_clean_set
     from utils.metrics import selection_quality
+    from utils.selection.selected_set import load_clean_set
 
     try:
         cfg = load_config(["--cfg", f"config/PEFT/{cell.dataset}.yaml", *plan.extra], script="main_real_phase1")

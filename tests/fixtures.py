@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
-NAMES = Path(__file__).parent.parent / "datasets" / "class_names"
+NAMES = Path(__file__).parent.parent / "datasets" / "readers" / "class_names"
 # Like the real ones: WordNet ids whose sorted order is the label order.
 WNIDS = [f"n{1443537 + 54321 * i:08d}" for i in range(200)]
 

@@ -62,12 +62,12 @@ def test_incomplete_data_folder(workdir, fails):
 
 
 def test_no_network(workdir, fails, monkeypatch):
-    import datasets.cifar
+    import datasets.readers.cifar
 
     def no_network(*args, **kwargs):
         raise OSError("no route to host")
 
-    monkeypatch.setitem(datasets.cifar.ARCHIVES, "cifar100", no_network)
+    monkeypatch.setitem(datasets.readers.cifar.ARCHIVES, "cifar100", no_network)
     no_network.url = "https://example.org/cifar.tar.gz"
     line = fails(main_phase1.main, *CIFAR, "download=true")
     assert "could not be fetched (OSError): unpack https://example.org/cifar.tar.gz there by hand" in line

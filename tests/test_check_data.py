@@ -177,8 +177,8 @@ def test_other_human_labels(tiny, capsys):
 
 def test_the_selected_set(tiny, capsys):
     from datasets import build_data
-    from utils.clean_set import save_clean_set
     from utils.config import load_config
+    from utils.selection.selected_set import save_clean_set
 
     cfg = load_config(list(SYM), script="check_data")
     train = build_data(cfg).train

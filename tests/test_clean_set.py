@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 import main_phase1
 import main_phase2
-from utils.clean_set import load_clean_set, save_clean_set
 from utils.errors import UserError
 from utils.metrics import selection_quality
+from utils.selection.selected_set import load_clean_set, save_clean_set
 
 IDS = [f"images/{i}.png" for i in range(10)]
 PRINT = {"dataset": "d", "noise": "sym0.4 seed0", "n_samples": 10, "ids_sha256": "a", "labels_sha256": "b"}

@@ -23,11 +23,11 @@ from torchvision import transforms as tv
 
 import datasets
 from datasets import Data, Loader, NoisyImages, build_data, build_loaders
-from datasets.clothing1m import balanced_subset
-from datasets.image_files import BatchReader, Task, small_pixels, unchanged
-from datasets.layout import Listing, check_files
+from datasets.images.files import BatchReader, Task, small_pixels, unchanged
+from datasets.images.transforms import RECIPES, Recipe, crop_file, resize_file
 from datasets.loader import worker_count
-from datasets.transforms import RECIPES, Recipe, crop_file, resize_file
+from datasets.readers.clothing1m import balanced_subset
+from datasets.readers.layout import Listing, check_files
 from utils.config import Config
 from utils.errors import UserError
 

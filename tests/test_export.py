@@ -21,8 +21,8 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import export  # noqa: E402 (scripts/ comes first)
 
 import main_phase1  # noqa: E402
-from datasets.digits import read_digits  # noqa: E402
-from utils.samples import read_samples  # noqa: E402
+from datasets.readers.digits import read_digits  # noqa: E402
+from utils.report.samples_csv import read_samples  # noqa: E402
 
 SETTINGS = "backbone: tiny.json\npretrained: none\nvpt_deep: true\nvpt_len: 2\nn_ctx: 4\nepochs: 1\nbatch_size: 128\n"
 CLASSES = [f"class {i}" for i in range(200)]

@@ -33,10 +33,10 @@ import main_phase2
 import main_real_phase1
 import utils.files
 from datasets import build_data
-from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.config import Config, load_config
 from utils.errors import UserError, cli
-from utils.guards import LOOK_EVERY, LossGuard
+from utils.run.checkpoint import read_checkpoint, save_checkpoint
+from utils.run.guards import LOOK_EVERY, LossGuard
 
 resource = pytest.importorskip("resource", reason="limits of a process are POSIX's")
 PHASE2 = ("--cfg", "tiny.yaml", "max_steps=2", "lr_schedule=constant", "clean_set=given.npy")
@@ -479,7 +479,7 @@ def test_a_limit_for_every_integer(tmp_path):
 
 
 def test_counts_of_several_tortures_add_up(tmp_path):
-    from scripts import torture
+    from tests.soak import torture
 
     kills = {"SIGKILL": {"stopped": 3, "had a checkpoint": 2, "while saving": 1, "compared": 2, "differs": 0}}
     for name, content in (

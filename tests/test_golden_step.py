@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 import main_phase1
 import main_real_phase1
-from models import backward
 from models.classifier import Classifier
 from models.deft import Detector
+from models.fast import activation as backward
 from utils.config import Config
 from utils.losses import EarlyLearningRegularisation, cross_entropy, masked_mean, symmetric_cross_entropy
-from utils.selection import mixture_posterior
+from utils.selection.rules import mixture_posterior
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "deft_step.json").read_text())
 CASES = GOLDEN["cases"]

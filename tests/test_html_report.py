@@ -22,12 +22,14 @@ import main_phase1
 import main_real_phase1
 import main_small_loss
 from datasets.base import NoisyImages
-from datasets.image_files import read_image
-from utils import html_report, report, run
-from utils.findings import find
-from utils.html_report import TEMPLATES, RunFacts, write_report
-from utils.selection import Verdicts
-from utils.thumbnails import thumbnails
+from datasets.images.files import read_image
+from datasets.thumbnails import thumbnails
+from utils.report import page as html_report
+from utils.report import report
+from utils.report.findings import find
+from utils.report.page import TEMPLATES, RunFacts, write_report
+from utils.run import run
+from utils.selection.rules import Verdicts
 
 NAMES = ["cat", "قطة", "猫", "</script><script>window.hacked=1</script>", "\"dog\" & 'wolf'"]
 FACTS = RunFacts("pets, real", "p_clean > 0.5", {"seed": "0"}, {"output/a&b/samples.csv": "every verdict"})

@@ -16,7 +16,7 @@ from utils.losses import (
     generalised_cross_entropy,
     masked_mean,
 )
-from utils.randomness import generator, sample_hash, sample_integers, seeded
+from utils.rng import generator, sample_hash, sample_integers, seeded
 
 INDEX = torch.arange(20_000)
 PINNED = [362, 111, 392, 939]

@@ -24,7 +24,7 @@ import main_real_phase2
 import main_small_loss
 from datasets import build_data
 from datasets.corrections import apply_corrections
-from datasets.names import codes
+from datasets.readers.names import codes
 from scripts import check_data
 from utils.config import Config, load_config
 from utils.errors import UserError

@@ -180,7 +180,7 @@ class Stopped(Exception):
 @pytest.fixture
 def stop_after(monkeypatch):
     """Run a main that is stopped once epoch n is complete and saved."""
-    from utils.run import Run
+    from utils.run.run import Run
 
     saved = Run.end_epoch
 

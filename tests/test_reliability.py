@@ -19,8 +19,8 @@ import main_baseline
 import main_phase1
 import main_phase2
 import main_small_loss
-from utils.checkpoint import previous
-from utils.run import Run
+from utils.run.checkpoint import previous
+from utils.run.run import Run
 
 TINY = ("--cfg", "tiny.yaml", "--noise_mode", "sym", "--noise_ratio", "0.4", "max_steps=4")
 RUNS = {
@@ -191,7 +191,7 @@ def test_a_changed_value_in_a_checkpoint_is_seen(inputs, fails):
 
 def test_two_runs_in_one_folder(inputs, fails):
     holder = (
-        "import sys; sys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\nfrom utils.locks import take_lock\n"
+        "import sys; sys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\nfrom utils.run.locks import take_lock\n"
     )
     holder += "print(take_lock(Path('run/lock')), flush=True)\ninput()"
     process = subprocess.Popen(

@@ -19,13 +19,13 @@ import main_small_loss
 from datasets import build_data, build_loaders
 from datasets.base import NoisyImages
 from models import build_detector
-from utils.audit import inject, missed_at
-from utils.clean_set import load_clean_set
 from utils.config import Config, load_config
 from utils.errors import UserError
 from utils.losses import clean_probability
-from utils.report import write_samples
-from utils.selection import Verdicts, above_half, above_half_and_agreeing, margin_score, review_count, review_mask
+from utils.report.audit import inject, missed_at
+from utils.report.report import write_samples
+from utils.selection.rules import Verdicts, above_half, above_half_and_agreeing, margin_score, review_count, review_mask
+from utils.selection.selected_set import load_clean_set
 
 TINY = ("--cfg", "tiny.yaml", "--noise_mode", "sym", "--noise_ratio", "0.4", "epochs=1", "output_dir=run")
 

@@ -18,17 +18,18 @@ from open_clip.transformer import QuickGELU
 from PIL import Image
 from torch import Tensor, nn
 
-import datasets.image_cache
-import datasets.image_files
+import datasets.images.cache
+import datasets.images.files
 import main_baseline
 import main_phase1
 import main_phase2
 from benchmarks.measure import count_flops
 from datasets import build_data, build_loaders
-from datasets.image_cache import ImageCache
-from datasets.transforms import RECIPES, Recipe, random_crop
-from models import Detector, backward, build_classifier, build_detector, peft
-from models.backward import linear, quick_gelu
+from datasets.images.cache import ImageCache
+from datasets.images.transforms import RECIPES, Recipe, random_crop
+from models import Detector, build_classifier, build_detector, peft
+from models.fast import activation as backward
+from models.fast.activation import linear, quick_gelu
 from utils.config import Config
 
 CLI = ("--cfg", "tiny.yaml", "epochs=1", "num_workers=0")
@@ -352,8 +353,8 @@ def folder(tmp_path) -> list[str]:
 @pytest.mark.parametrize("keep_aspect", [False, True])
 @pytest.mark.parametrize("place", ["ram", "disk"])
 def test_cached_images_are_the_decoded_ones(tmp_path, folder, monkeypatch, keep_aspect, place):
-    from datasets.image_files import BatchReader, Task
-    from datasets.transforms import resized_side
+    from datasets.images.files import BatchReader, Task
+    from datasets.images.transforms import resized_side
 
     recipe = Recipe((0, 0, 0), (1, 1, 1), keep_aspect=keep_aspect)
     paths = {side: tmp_path / "cache" / str(side) if place == "disk" else None for side in (28, 32)}
@@ -364,8 +365,8 @@ def test_cached_images_are_the_decoded_ones(tmp_path, folder, monkeypatch, keep_
 
     shared = caches()
     plain, cached = (BatchReader(recipe, 28, 0, c) for c in ({}, shared))
-    decoded, original = [], datasets.image_files.read_image
-    monkeypatch.setattr(datasets.image_files, "read_image", lambda path: (decoded.append(path), original(path))[1])
+    decoded, original = [], datasets.images.files.read_image
+    monkeypatch.setattr(datasets.images.files, "read_image", lambda path: (decoded.append(path), original(path))[1])
     for epoch in (1, 2, None, 3):
         task = Task([*range(5)], folder, epoch)
         expected = plain[task]
@@ -411,7 +412,7 @@ def test_caches_that_cannot_be(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="choose another cache_dir"):
         ImageCache(10, 224, keep_aspect=False, path=tmp_path / "file" / "x")
-    monkeypatch.delattr(datasets.image_cache.os, "memfd_create")
+    monkeypatch.delattr(datasets.images.cache.os, "memfd_create")
     with pytest.raises(UserError, match="needs Linux"):
         ImageCache(10, 224, keep_aspect=False, path=None)
 

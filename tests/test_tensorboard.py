@@ -9,8 +9,8 @@ import pytest
 
 import main_phase1
 import main_small_loss
-from utils.run import Run
-from utils.stopping import StopRequestError
+from utils.run.run import Run
+from utils.run.signals import StopRequestError
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 

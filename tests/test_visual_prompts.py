@@ -15,7 +15,7 @@ import main_small_loss
 from models import Detector, build_detector, fit_class_vectors
 from models.prompts import CLASS_VECTORS
 from utils.config import Config
-from utils.prototypes import class_prototypes
+from utils.selection.prototypes import class_prototypes
 
 TINY = {"backbone": "tiny.json", "pretrained": "none", "n_ctx": 4, "vpt_len": 2}
 CODES = "class_names=[q0, q1, q2, q3, q4, q5, q6, q7, q8, q9]"

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from utils.config import Config
 from utils.distributed import average_gradients
-from utils.guards import LossGuard, failures_explained
-from utils.run import Run
-from utils.stopping import deferred
+from utils.run.guards import LossGuard, failures_explained
+from utils.run.run import Run
+from utils.run.signals import deferred
 
 # Loss to minimise, and scalars to average over the epoch.
 Step = Callable[[Any], tuple[Tensor, dict[str, Tensor]]]

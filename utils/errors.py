@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from utils.locks import release_locks
-from utils.stopping import StopRequestError, stop_signals
+from utils.run.locks import release_locks
+from utils.run.signals import StopRequestError, stop_signals
 
 
 class UserError(Exception):

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from utils.engine import map_batches
 from utils.losses import cross_entropy
-from utils.run import Run
-from utils.selection import Verdicts, mixture_posterior
+from utils.run.run import Run
+from utils.selection.rules import Verdicts, mixture_posterior
 
 
 def judge_by_mixture(model: nn.Module, train: Any, verdicts: Verdicts, run: Run) -> None:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.randomness import sample_integers
+from utils.rng import sample_integers
 
 
 def clean_probability(logits_pos: Tensor, logits_neg: Tensor) -> Tensor:

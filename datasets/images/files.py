@@ -1,0 +1,163 @@
+"""Image files -> uint8 tensors: decoding, with what can go wrong in it, and the reading of whole batches by workers."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+from torchvision.transforms.v2 import functional as tvf
+
+from datasets.images.cache import ImageCache
+from datasets.images.transforms import Recipe, crop_file, resize_file, resized_side
+from utils.errors import UserError
+
+
+class UnreadableImageError(Exception):
+    """An image that cannot be decoded; the message is one line."""
+
+
+@dataclass(frozen=True)
+class ImageFiles(Sequence[str]):
+    """Paths of image files: `folder` joined with each of `names`, made when asked for (a million of them cost nothing)."""
+
+    folder: str
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, i: int) -> str:
+        return os.path.join(self.folder, self.names[i])  # noqa: PTH118 (one Path object a sample is slow)
+
+
+def read_image(path: str, *, at_least: int | None = None) -> Image.Image:
+    """Decode a file of any colour mode into an RGB image.
+
+    Args:
+        at_least: a smaller decoding will do, of so many pixels or more in both directions: many times faster for JPEG.
+
+    Raises:
+        UnreadableImageError: missing, truncated, not an image, or of more pixels than Pillow's limit against
+            decompression bombs (`Image.MAX_IMAGE_PIXELS`), which Pillow itself only warns of.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+                raise ValueError(
+                    f"{image.width}x{image.height} pixels, more than the limit of {Image.MAX_IMAGE_PIXELS}"
+                )
+            if at_least is not None:
+                image.draft("RGB", (at_least, at_least))
+            return image.convert("RGB")
+    except Exception as error:  # Pillow's decoders fail in many ways
+        raise UnreadableImageError(_reason(error)) from None
+
+
+def small_pixels(paths: Sequence[str], *, skip_unreadable: bool) -> np.ndarray:
+    """Images resized to 64x64 (bilinear) for instance-dependent noise: height, width, channel, flattened, 0 to 255.
+
+    With `skip_unreadable` an image that cannot be decoded counts as black; it is in no batch anyway.
+
+    Returns:
+        float32 [len(paths), 12288].
+
+    Raises:
+        UserError: an unreadable image.
+    """
+    pixels = np.zeros((len(paths), 64 * 64 * 3), dtype=np.float32)
+    for row, path in zip(pixels, paths):
+        try:
+            row[:] = np.asarray(read_image(path).resize((64, 64), Image.Resampling.BILINEAR)).reshape(-1)
+        except UnreadableImageError as error:
+            if not skip_unreadable:
+                raise unreadable_image(path, str(error)) from None
+    return pixels
+
+
+def unreadable_image(path: str, reason: str) -> UserError:
+    """The one line that an unreadable image ends a run with."""
+    return UserError(
+        f"{path}: cannot be read as an image ({reason}); replace it, or set skip_unreadable=true to go on without such images"
+    )
+
+
+class Task(NamedTuple):
+    """One batch to read: sample numbers and paths; the epoch for training crops, None for the test transform."""
+
+    index: list[int]
+    paths: list[str]
+    epoch: int | None
+
+
+class Pass(Sampler):
+    """The tasks of one pass, for a DataLoader: everything a worker needs travels with the task, so workers hold no list
+    of files and know no epoch, and the same ones serve every pass."""
+
+    def __init__(self, files: Sequence[str]) -> None:
+        self.files = files
+        self.batches: Sequence[Tensor] = ()
+        self.epoch: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Task]:
+        for batch in self.batches:
+            index = batch.tolist()
+            yield Task(index, [self.files[i] for i in index], self.epoch)
+
+
+class BatchReader(Dataset):
+    """Task -> (images uint8 [K, 3, S, S], their sample numbers int64 [K], reason by number of what is unreadable).
+
+    K is smaller than the task where images are unreadable. Problems come back as data: an exception that crosses a
+    process border arrives with a page of traceback in its message.
+    """
+
+    def __init__(self, recipe: Recipe, size: int, seed: int, caches: dict[int, ImageCache]) -> None:
+        """`caches`: of resized images, by their side; none for images that are to be decoded anew."""
+        self.recipe, self.size, self.seed, self.caches = recipe, size, seed, caches
+
+    def __getitem__(self, task: Task) -> tuple[Tensor, Tensor, dict[int, str]]:
+        images, kept, unreadable = [], [], {}
+        for i, path in zip(task.index, task.paths):
+            try:
+                images.append(self._read(path, i, task.epoch))
+                kept.append(i)
+            except UnreadableImageError as error:
+                unreadable[i] = str(error)
+        stacked = torch.stack(images) if images else torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
+        return stacked, torch.tensor(kept, dtype=torch.int64), unreadable
+
+    def _read(self, path: str, i: int, epoch: int | None) -> Tensor:
+        training = epoch is not None
+
+        def resized() -> Image.Image:
+            return resize_file(read_image(path), self.recipe, self.size, training=training)
+
+        cache = self.caches.get(resized_side(self.recipe, self.size, training=training))
+        try:
+            image = resized() if cache is None else cache.read(i, path, resized)
+            return tvf.pil_to_tensor(crop_file(image, self.size, seed=self.seed, epoch=epoch, index=i))
+        except ValueError as error:
+            raise UnreadableImageError(_reason(error)) from None
+
+
+def unchanged(batch: tuple[Tensor, Tensor, dict[int, str]]) -> tuple[Tensor, Tensor, dict[int, str]]:
+    """DataLoader's collate function: a reader's result is a batch already."""
+    return batch
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    text = " ".join(str(error).split())
+    return "not an image of a known format" if text.startswith("cannot identify") else text or type(error).__name__

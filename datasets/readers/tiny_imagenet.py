@@ -1,0 +1,77 @@
+"""Tiny-ImageNet (Stanford CS231n): 100,000 train and 10,000 validation images of 64x64 pixels, 200 classes.
+
+Labels follow the sorted WordNet ids of the train folders, n01443537 (goldfish) to n12267677 (acorn); the shipped class
+names stand in the same order. The official wnids.txt has another order and is not read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from datasets.readers.layout import (
+    HELP,
+    Listing,
+    class_folders,
+    find_folder,
+    image_names,
+    make_listing,
+    read_class_folders,
+    read_lines,
+    subfolders,
+)
+from utils.config import Config
+from utils.errors import UserError
+
+
+def read_tiny_imagenet(cfg: Config) -> tuple[Listing, Listing]:
+    """Train and test split. The test split is the official validation set: the official test set has no labels.
+
+    Raises:
+        UserError: missing folders or lists, images without a class, unknown classes.
+    """
+    folder = find_folder(cfg, "tiny-imagenet-200", markers=["train"], archives=["tiny-imagenet", "tiny_imagenet"])
+    classes = _classes(folder / "train")
+    return read_class_folders(folder, "train", classes, inner="images"), _read_test(folder, classes)
+
+
+def _classes(path: Path) -> dict[str, int]:
+    """Label by WordNet id. Folders of other names, such as the classes' words, would be sorted into other labels."""
+    names = subfolders(path)
+    for name in names:
+        if not re.fullmatch(r"n\d{8}", name):
+            raise UserError(f"{path}: folder '{name}' is no WordNet id such as n01443537; restore the original names")
+    return {name: label for label, name in enumerate(names)}
+
+
+def _read_test(folder: Path, classes: Mapping[str, int]) -> Listing:
+    """val/ as it comes, or else val/ or test/ sorted into class folders (by the usual scripts, which may leave an empty
+    val/images and the annotations behind)."""
+    if image_names(folder / "val" / "images"):
+        return _read_annotated(folder, classes)
+    for split in ("val", "test"):
+        if any(name != "images" for name in subfolders(folder / split)):
+            labels = class_folders(folder / split, classes, ignore=["images"])
+            return read_class_folders(folder, split, labels, inner="images")
+    raise UserError(
+        f"tiny_imagenet: looked for images in {folder / 'val' / 'images'}, and for class folders in {folder / 'val'} and {folder / 'test'}, and found none; unpack the archive again; {HELP}"
+    )
+
+
+def _read_annotated(folder: Path, classes: Mapping[str, int]) -> Listing:
+    path = folder / "val" / "val_annotations.txt"
+    labels: dict[str, int] = {}
+    for number, text in read_lines(path):
+        name, _, rest = text.partition("\t")  # the rest: class, and four numbers of a box
+        wnid = rest.split("\t")[0]
+        if wnid not in classes:
+            raise UserError(f"{path}, line {number}: no train folder for the class in '{text[:80]}'; mend the line")
+        if name in labels:
+            raise UserError(f"{path}, line {number}: '{name}' stands there a second time; keep one of the two lines")
+        labels[name] = classes[wnid]
+    images = set(image_names(folder / "val" / "images"))
+    for name in sorted(images ^ labels.keys()):
+        problem = f"has no line for the image {name}" if name in images else f"names {name}, which is missing"
+        raise UserError(f"{path} {problem} (images: {folder / 'val' / 'images'}); unpack the archive again")
+    return make_listing(folder, {f"val/images/{name}": label for name, label in labels.items()}, what="val images")

@@ -1,0 +1,55 @@
+"""Small pictures that fit into a page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from PIL import Image
+from torch import Tensor
+
+from datasets.images.files import UnreadableImageError, read_image
+
+N_THREADS = 4  # Pillow decodes without holding Python's lock
+EXACT_SIDE = 32  # pixels; smaller images are shown as squares, where every grey level counts
+QUALITY = 75
+
+
+def thumbnails(images: Tensor | Sequence[str], index: Sequence[int], *, side: int, max_bytes: int) -> list[str | None]:
+    """WebP pictures in base64 of the images `index`, in that order, until `max_bytes` characters are spent.
+
+    Args:
+        images: uint8 [N, 3, h, w], or the paths of N image files.
+        side: longest side in pixels of what comes out; smaller images stay as they are.
+
+    Returns:
+        At most one entry an index: fewer where the budget ends. None for an image that cannot be read.
+    """
+
+    def encode(i: int) -> str | None:
+        try:
+            image = _image(images, i, side)
+        except UnreadableImageError:
+            return None
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+        file = io.BytesIO()
+        image.save(file, "WEBP", quality=QUALITY, lossless=max(image.size) <= EXACT_SIDE)
+        return base64.b64encode(file.getvalue()).decode()
+
+    result, spent = [], 0
+    with ThreadPoolExecutor(N_THREADS) as pool:
+        for start in range(0, len(index), 64):  # in portions, so that little is encoded in vain
+            for picture in pool.map(encode, index[start : start + 64]):
+                spent += len(picture or "")
+                if spent > max_bytes:
+                    return result
+                result.append(picture)
+    return result
+
+
+def _image(images: Tensor | Sequence[str], i: int, side: int) -> Image.Image:
+    if isinstance(images, Tensor):
+        return Image.fromarray(images[i].permute(1, 2, 0).contiguous().cpu().numpy())
+    return read_image(images[i], at_least=side)

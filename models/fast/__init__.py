@@ -1,0 +1,1 @@
+"""Exact but faster pieces; each has a plain twin that tests compare it with."""

@@ -1,0 +1,1 @@
+"""A run: device, folder, log, signals, checkpoint, guards."""

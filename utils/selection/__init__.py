@@ -1,0 +1,1 @@
+"""Rules, per-sample scores and the selected set."""
