@@ -19,7 +19,7 @@ from utils.losses import Criterion, generalised_cross_entropy, masked_mean
 from utils.report.report import report_selection, report_unreadable
 from utils.run.guards import warn_of_collapse
 from utils.run.run import start_run
-from utils.selection.rules import Verdicts
+from utils.selection.rules import SampleScores
 from utils.selection.selected_set import clean_set_path, writable_clean_set
 
 
@@ -47,7 +47,7 @@ def train_baseline(cfg: Config, script: str, *, schedule: str) -> dict:
     optimizer = build_optimizer(cfg, model)
     learning_rate = build_schedule(cfg.lr_schedule or schedule, optimizer, cfg.epochs)
     criterion = Criterion(cfg.lnl_methods, len(data.train), len(data.class_names)).to(run.device)
-    verdicts = Verdicts(len(data.train), data.train.is_clean).to(run.device)
+    verdicts = SampleScores(len(data.train), data.train.is_clean).to(run.device)
     parts = {
         "model": model,
         "optimizer": optimizer,

@@ -18,13 +18,13 @@ from utils.config import Config, load_config
 from utils.engine import build_optimizer, build_schedule, evaluate, train_one_epoch
 from utils.errors import cli
 from utils.losses import clean_probability, complementary_labels, cross_entropy, dual_prompt_loss, masked_mean
-from utils.passes import with_text
-from utils.report.audit import inject
+from utils.passes import cache_text_features
+from utils.report.audit import flip_labels
 from utils.report.report import report_unreadable, report_verdicts
 from utils.run.guards import warn_of_collapse
 from utils.run.run import Run, start_run
 from utils.selection.prototypes import class_prototypes, plain_features
-from utils.selection.rules import Rule, Verdicts, above_half, review_count
+from utils.selection.rules import Rule, SampleScores, above_half, review_count
 from utils.selection.selected_set import clean_set_path, writable_clean_set
 
 # ---------------------------------------------------------------- the method
@@ -85,7 +85,7 @@ def detect(cfg: Config, script: str, method: Callable[..., dict[str, Tensor]], c
     """Train a detector with `method` (`deft_step` here), and write which labels the rule `clean` trusts in the end."""
     data = build_data(cfg)
     n_classes = len(data.class_names)
-    labels = inject(data.train.given, n_classes, share=cfg.audit_injection, seed=cfg.seed)
+    labels = flip_labels(data.train.given, n_classes, share=cfg.audit_injection, seed=cfg.seed)
     trained_on = replace(data, train=replace(data.train, given=labels))
     detector = build_detector(cfg, data.prompt_names)
     path = writable_clean_set(clean_set_path(cfg))
@@ -98,7 +98,7 @@ def detect(cfg: Config, script: str, method: Callable[..., dict[str, Tensor]], c
         start_from_images(detector, train, n_classes, run)
     optimizer = build_optimizer(cfg, detector)
     learning_rate = build_schedule(cfg.lr_schedule or schedule, optimizer, cfg.epochs)
-    verdicts = Verdicts(len(labels), trained_on.train.is_clean).to(run.device)
+    verdicts = SampleScores(len(labels), trained_on.train.is_clean).to(run.device)
     parts = {
         "detector": detector,
         "optimizer": optimizer,
@@ -120,7 +120,7 @@ def detect(cfg: Config, script: str, method: Callable[..., dict[str, Tensor]], c
 
         metrics = train_one_epoch(detector, train, step, optimizer, run, epoch)
         warn_of_collapse(run, epoch, metrics["selected"])
-        logits = with_text(detector, run)
+        logits = cache_text_features(detector, run)
         metrics |= evaluate(detector, tests, lambda images: logits(images)[0], run)
         learning_rate.step()
         run.end_epoch(epoch, parts, metrics)

@@ -17,7 +17,7 @@ from utils.losses import cross_entropy, label_probability, masked_mean
 from utils.metrics import RunningMeans
 from utils.report.report import report_selection, report_unreadable
 from utils.run.run import Run, start_run
-from utils.selection.rules import Verdicts, forget_rate, smallest_losses
+from utils.selection.rules import SampleScores, forget_rate, smallest_losses
 from utils.selection.selected_set import clean_set_path, writable_clean_set
 
 
@@ -43,12 +43,12 @@ def main(argv: list[str] | None = None) -> dict:
     return run.finish(summary, [path, run.folder / "samples.csv"])
 
 
-def small_loss(cfg: Config, run: Run, data: Data, model: nn.Module) -> tuple[Verdicts, dict[str, Loader]]:
+def small_loss(cfg: Config, run: Run, data: Data, model: nn.Module) -> tuple[SampleScores, dict[str, Loader]]:
     """Train on the small losses of each batch; what the last epoch keeps is selected."""
     train, tests = build_loaders(cfg, data, model, run.device)
     optimizer = build_optimizer(cfg, model)
     schedule = build_schedule(cfg.lr_schedule or "cosine", optimizer, cfg.epochs)
-    verdicts = Verdicts(len(data.train), data.train.is_clean).to(run.device)
+    verdicts = SampleScores(len(data.train), data.train.is_clean).to(run.device)
     parts = {
         "model": model,
         "optimizer": optimizer,
@@ -77,10 +77,10 @@ def small_loss(cfg: Config, run: Run, data: Data, model: nn.Module) -> tuple[Ver
     return verdicts, {"train": train, **tests}
 
 
-def label_match(cfg: Config, run: Run, data: Data, model: nn.Module) -> tuple[Verdicts, dict[str, Loader]]:
+def label_match(cfg: Config, run: Run, data: Data, model: nn.Module) -> tuple[SampleScores, dict[str, Loader]]:
     """One pass with CLIP as it is: a sample is selected when the zero-shot prediction equals its label."""
     train, tests = build_loaders(cfg, data, model, run.device)
-    verdicts = Verdicts(len(data.train), data.train.is_clean).to(run.device)
+    verdicts = SampleScores(len(data.train), data.train.is_clean).to(run.device)
     quality = RunningMeans()
 
     def judge(batch: Batch) -> Tensor:

@@ -42,8 +42,8 @@ from utils.errors import UserError
 from utils.losses import complementary_labels, cross_entropy, masked_mean
 from utils.run.guards import LossGuard, failures_explained
 from utils.run.run import Run, start_run
-from utils.run.signals import deferred
-from utils.selection.rules import Verdicts
+from utils.run.signals import defer_signals
+from utils.selection.rules import SampleScores
 
 RECIPE = RECIPES["cifar100"]
 MEAN_STD = (RECIPE.mean, RECIPE.std)
@@ -691,7 +691,7 @@ def _safety_case(bench: Bench, folder: str) -> Case:
     run.place(detector)
     optimizer = build_optimizer(cfg, detector)
     loader = our_loader(bench, random_data(few * batch, n_classes), batch, detector.image_size)
-    verdicts = Verdicts(50_000, None).to(run.device)
+    verdicts = SampleScores(50_000, None).to(run.device)
     schedule = build_schedule("cosine", optimizer, cfg.epochs)
     parts = {"detector": detector, "optimizer": optimizer, "schedule": schedule, "verdicts": verdicts, "train": loader}
 
@@ -748,7 +748,7 @@ def _guards(run: Run, loader: Loader) -> Callable[[], None]:
 
     def watch() -> None:
         guard = LossGuard(run, AFTER_WARMUP, loader.data.ids)
-        with deferred(), failures_explained(run.cfg):
+        with defer_signals(), failures_explained(run.cfg):
             for number in range(GUARDED):
                 guard.watch(loss, index, number)
                 run.stop_if_asked()

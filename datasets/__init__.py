@@ -31,7 +31,7 @@ from datasets.readers.stanford_cars import read_stanford_cars
 from datasets.readers.tiny_imagenet import read_tiny_imagenet
 from datasets.readers.webvision import read_webvision
 from utils.config import Config
-from utils.distributed import first_process_first
+from utils.distributed import rank_zero_first
 from utils.errors import UserError
 
 __all__ = ["Batch", "Data", "Loader", "NoisyImages", "build_data", "build_loaders"]
@@ -43,7 +43,7 @@ def build_data(cfg: Config) -> Data:
     Raises:
         UserError: missing or damaged files, wrong class names, a noise file of other labels, corrections that do not fit.
     """
-    with first_process_first():
+    with rank_zero_first():
         data = BUILDERS[cfg.dataset](cfg)
     if cfg.flip is not None:
         data = replace(data, recipe=replace(data.recipe, flip=cfg.flip))

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 
 from datasets.base import NoisyImages
 from datasets.images.cache import ImageCache
-from datasets.images.files import BatchReader, Pass, unchanged, unreadable_image
+from datasets.images.files import BatchReader, EpochSampler, identity, unreadable_image
 from datasets.images.transforms import Recipe, eval_batch, finish_batch, train_batch
-from utils.distributed import gather_numbers, gather_objects, processes_here, share
+from utils.distributed import gather_numbers, gather_objects, local_rows, processes_here
 from utils.errors import UserError
 from utils.rng import generator
 from utils.run.run import pins_memory
@@ -69,7 +69,7 @@ class Loader:
         if self.in_memory:
             self.images = data.images.to(device)
         else:
-            self.tasks = Pass(data.images)
+            self.tasks = EpochSampler(data.images)
             self.reader = self._start_reader(worker_count(num_workers, self.n_batches))
             self.passes = 0
 
@@ -114,7 +114,7 @@ class Loader:
 
     def _from_memory(self, drawn: Sequence[Tensor], indices: Sequence[Tensor], epoch: int | None) -> Iterator[Batch]:
         for whole, index in zip(drawn, indices):
-            own = share(index)
+            own = local_rows(index)
             images = self.images[own]
             if epoch is None:
                 images = eval_batch(images, self.recipe, self.size)
@@ -130,10 +130,10 @@ class Loader:
             BatchReader(self.recipe, self.size, self.seed, self.caches),
             sampler=self.tasks,
             batch_size=None,  # a task is a batch already
-            collate_fn=unchanged,
+            collate_fn=identity,
             num_workers=num_workers,
             pin_memory=pins_memory(self.device),
-            worker_init_fn=_leave_signals_to_the_parent,
+            worker_init_fn=_ignore_signals,
             generator=torch.Generator(),  # DataLoader draws a seed for its workers: not from torch's global stream
             **workers,
         )
@@ -141,7 +141,7 @@ class Loader:
     def _from_files(self, drawn: Sequence[Tensor], indices: Sequence[Tensor], epoch: int | None) -> Iterator[Batch]:
         self.passes += 1
         this_pass = self.passes
-        self.tasks.batches, self.tasks.epoch = [share(index) for index in indices], epoch
+        self.tasks.batches, self.tasks.epoch = [local_rows(index) for index in indices], epoch
         n_read, n_asked = 0, sum(map(len, indices))
         for whole, asked, (images, own, unreadable) in zip(drawn, indices, self.reader):
             self._report(unreadable)
@@ -173,7 +173,7 @@ def worker_count(num_workers: int, n_batches: int) -> int:
     return min(num_workers, n_batches)
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
+def _ignore_signals(worker: int) -> None:
     """A terminal and a scheduler send signals to all processes; the parent still needs its workers to finish a step."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

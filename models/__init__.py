@@ -11,7 +11,7 @@ from models.fast.checkpointing import has_batch_statistics
 from models.timm_backbone import TimmClassifier, is_timm_name
 from models.visual_prompts import fit_class_vectors
 from utils.config import Config
-from utils.distributed import first_process_first
+from utils.distributed import rank_zero_first
 from utils.rng import seeded
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
 
 def build_detector(cfg: Config, class_names: list[str]) -> Detector:
     """Phase 1: CLIP with adapters and two prompts."""
-    with first_process_first():
+    with rank_zero_first():
         clip, tokenizer = load_clip(cfg)
     with seeded("detector", cfg.seed):
         return Detector(clip, tokenizer, cfg, class_names)
@@ -36,9 +36,9 @@ def build_detector(cfg: Config, class_names: list[str]) -> Detector:
 def build_classifier(cfg: Config, class_names: list[str]) -> nn.Module:
     """Phase 2 and baselines: a backbone of CLIP or timm with a new linear head."""
     if is_timm_name(cfg.backbone):
-        with first_process_first(), seeded("classifier", cfg.seed):
+        with rank_zero_first(), seeded("classifier", cfg.seed):
             return TimmClassifier(cfg, len(class_names))
-    with first_process_first():
+    with rank_zero_first():
         clip, _ = load_clip(cfg)
     with seeded("classifier", cfg.seed):
         return Classifier(clip, cfg, len(class_names))
@@ -46,7 +46,7 @@ def build_classifier(cfg: Config, class_names: list[str]) -> nn.Module:
 
 def build_zero_shot(cfg: Config, class_names: list[str]) -> ZeroShot:
     """Label-match: CLIP without any training."""
-    with first_process_first():
+    with rank_zero_first():
         clip, tokenizer = load_clip(cfg)
     return ZeroShot(clip, tokenizer, class_names)
 

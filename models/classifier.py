@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.clip import Tokenizer
-from models.fast.checkpointing import in_parts
+from models.fast.checkpointing import micro_batched
 from models.peft import ImageTower
 from models.prompts import TextTower, encode_text
 from utils.config import Config
@@ -58,6 +58,6 @@ class ZeroShot(nn.Module):
         self.register_buffer("weight", clip.logit_scale.exp() * text.T)
 
     def forward(self, images: Tensor) -> Tensor:
-        features = gather(in_parts(self.visual, images.to(self.visual.conv1.weight.dtype), 1)).float()
+        features = gather(micro_batched(self.visual, images.to(self.visual.conv1.weight.dtype), 1)).float()
         with torch.autocast(features.device.type, enabled=False):  # as the detector's cosines, in float32
             return nn.functional.normalize(features, dim=-1) @ self.weight.float()

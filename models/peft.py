@@ -15,8 +15,8 @@ from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
 
 from models.fast.activation import linear, quick_gelu
-from models.fast.checkpointing import in_parts, recomputed
-from models.fast.class_token import class_token_attends
+from models.fast.checkpointing import checkpointed, micro_batched
+from models.fast.class_token import class_token_attention
 from utils.config import Config
 
 # Queries, keys and values, [B, heads, L, d] each -> [B, heads, L, d].
@@ -125,7 +125,7 @@ def run_block(
         _, k_context, v_context = (t.expand(len(x), -1, -1, -1) for t in _heads(block, context[None], adapters))
         k, v = torch.cat([k, k_context], dim=2), torch.cat([v, v_context], dim=2)
     attended = attend(q, k, v).transpose(1, 2).flatten(-2)
-    return _behind_attention(block, x, attended, adapters)
+    return _attention_residual_and_mlp(block, x, attended, adapters)
 
 
 def run_last_block(
@@ -133,11 +133,13 @@ def run_last_block(
 ) -> Tensor:
     """`run_block` of which only the class token goes on: [B, L, width] -> [B, 1, width]."""
     seen = None if context is None else block.ln_1(context)
-    attended = class_token_attends(block.attn, block.ln_1(x), *_in_projection(block.attn, adapters), seen)
-    return _behind_attention(block, x[:, :1], attended, adapters)
+    attended = class_token_attention(block.attn, block.ln_1(x), *_in_projection(block.attn, adapters), seen)
+    return _attention_residual_and_mlp(block, x[:, :1], attended, adapters)
 
 
-def _behind_attention(block: nn.Module, x: Tensor, attended: Tensor, adapters: BlockAdapters | None) -> Tensor:
+def _attention_residual_and_mlp(
+    block: nn.Module, x: Tensor, attended: Tensor, adapters: BlockAdapters | None
+) -> Tensor:
     x = x + block.ls_1(_ssf(adapters, "attn_out", _layer(block.attn.out_proj, attended)))
     mlp = block.ls_2(_mlp(block.mlp, block.ln_2(x), adapters))
     if adapters is not None and adapters.adapter is not None:
@@ -202,7 +204,7 @@ class ImageTower(nn.Module):
         bound = math.sqrt(6 / (3 * math.prod(visual.patch_size) + width))
         adapted = range(self.n_frozen, len(blocks))
         self.deep = cfg.vpt_deep
-        self.accum_steps, self.grad_checkpointing = cfg.accum_steps, cfg.grad_checkpointing
+        self.micro_batches, self.grad_checkpointing = cfg.micro_batches, cfg.grad_checkpointing
         prompted = set(adapted) if cfg.vpt_deep else {self.n_frozen} if cfg.vpt_shallow else set()
         self.adapters = nn.ModuleDict(
             {str(i): BlockAdapters(cfg, width, mlp_width, bound, prompted=i in prompted) for i in adapted}
@@ -227,7 +229,7 @@ class ImageTower(nn.Module):
                     parameter.requires_grad_(True)
 
     def forward(self, images: Tensor, *, adapted: bool = True) -> Tensor:
-        return in_parts(functools.partial(self._encode, adapted=adapted), images, self.accum_steps)
+        return micro_batched(functools.partial(self._encode, adapted=adapted), images, self.micro_batches)
 
     def _encode(self, images: Tensor, adapted: bool) -> Tensor:
         x = self._tokens(images)
@@ -238,7 +240,7 @@ class ImageTower(nn.Module):
             if prompt is not None and not self.deep:  # VPT-shallow: the prompts go on with the patches
                 x, prompt = torch.cat([x, prompt.expand(len(x), -1, -1)], dim=1), None
             run = run_block if i < len(blocks) - 1 else run_last_block  # behind it, only the class token is read
-            run = functools.partial(recomputed, run) if self.grad_checkpointing else run
+            run = functools.partial(checkpointed, run) if self.grad_checkpointing else run
             x = run(
                 block, x, adapters=adapters, context=prompt
             )  # VPT-deep's prompts do not go on: each block has its own

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.clip import Tokenizer
-from models.fast.checkpointing import recomputed
+from models.fast.checkpointing import checkpointed
 from models.fast.shared_prefix import Suffixes
 from models.peft import causal, run_block
 from utils.config import Config
@@ -138,7 +138,7 @@ class DualPrompts(nn.Module):
         """`module(*inputs)` for one chunk of the classes; of several chunks, each is computed again going backward."""
         if len(self.end) <= self.chunk:
             return module(*inputs)
-        return recomputed(module, *inputs)
+        return checkpointed(module, *inputs)
 
 
 def placeholder(n: int) -> str:

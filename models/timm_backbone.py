@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models.classifier import LinearHead
 from models.clip import quiet_hub, read_state_dict, require_same_architecture
-from models.fast.checkpointing import has_batch_statistics, in_parts
+from models.fast.checkpointing import has_batch_statistics, micro_batched
 from utils.config import Config
 from utils.errors import UserError
 from utils.run.progress import quiet_downloads, tell
@@ -47,7 +47,7 @@ class TimmClassifier(LinearHead):
                 f"resolution={cfg.resolution}: backbone {cfg.backbone} needs {LOWEST} pixels or more; raise it"
             )
         self.tower = _load(cfg).requires_grad_(bool(cfg.finetune))
-        self.accum_steps = cfg.accum_steps
+        self.micro_batches = cfg.micro_batches
         self._save_memory(cfg)
         self.head = nn.Linear(getattr(self.tower, "head_hidden_size", self.tower.num_features), n_classes)
         facts = timm.data.resolve_model_data_config(self.tower)
@@ -55,14 +55,14 @@ class TimmClassifier(LinearHead):
         self.statistics = (tuple(facts["mean"]), tuple(facts["std"]))
 
     def features(self, images: Tensor) -> Tensor:
-        return in_parts(self.tower, images.to(self.head.weight.dtype), self.accum_steps)
+        return micro_batched(self.tower, images.to(self.head.weight.dtype), self.micro_batches)
 
     def _save_memory(self, cfg: Config) -> None:
         if cfg.grad_checkpointing:
             self.tower.set_grad_checkpointing(True)
-        if cfg.accum_steps > 1 and has_batch_statistics(self.tower):
+        if cfg.micro_batches > 1 and has_batch_statistics(self.tower):
             raise UserError(
-                f"backbone {cfg.backbone}: its batch norm needs whole batches; use accum_steps=1 with a smaller batch_size"
+                f"backbone {cfg.backbone}: its batch norm needs whole batches; use micro_batches=1 with a smaller batch_size"
             )
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import main_phase1
-from utils.report.audit import audit_labels, inject, missed_at, write_audit
+from utils.report.audit import audit_labels, flip_labels, missed_at, write_audit
 
 TINY = ("--cfg", "tiny.yaml", "--noise_mode", "sym", "--noise_ratio", "0.4", "epochs=1", "output_dir=run")
 NAMES = [f"class {c}" for c in range(10)]
@@ -107,12 +107,12 @@ def test_injected_labels_calibrate_what_a_review_misses():
 
 def test_injection_moves_exactly_the_share_to_other_classes():
     given = torch.arange(1000) % 10
-    moved = inject(given, 10, share=0.05, seed=3)
+    moved = flip_labels(given, 10, share=0.05, seed=3)
     assert int((moved != given).sum()) == 50
     assert set(moved.tolist()) == set(range(10))
-    assert torch.equal(moved, inject(given, 10, share=0.05, seed=3))
-    assert not torch.equal(moved, inject(given, 10, share=0.05, seed=4))
-    assert torch.equal(inject(given, 10, share=0.0, seed=3), given)
+    assert torch.equal(moved, flip_labels(given, 10, share=0.05, seed=3))
+    assert not torch.equal(moved, flip_labels(given, 10, share=0.05, seed=4))
+    assert torch.equal(flip_labels(given, 10, share=0.0, seed=3), given)
     assert torch.equal(given, torch.arange(1000) % 10)
     assert len(set((moved - given)[moved != given].remainder(10).tolist())) == 9
 
@@ -153,7 +153,7 @@ def test_injected_labels_are_trained_on_and_never_reported(workdir, selection):
         main_phase1.main([*common, "audit_injection=0.05", "selection=final"])
         final = Path("run/samples.csv").read_text().splitlines()
         given = build_data(Config(noise_mode="sym", noise_ratio=0.4)).train.given
-        moved = (inject(given, 10, share=0.05, seed=0) != given).tolist()
+        moved = (flip_labels(given, 10, share=0.05, seed=0) != given).tolist()
         assert [a == b for a, b in zip(injected[1:], final[1:])] == moved
 
 

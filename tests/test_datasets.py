@@ -23,7 +23,7 @@ from torchvision import transforms as tv
 
 import datasets
 from datasets import Data, Loader, NoisyImages, build_data, build_loaders
-from datasets.images.files import BatchReader, Task, small_pixels, unchanged
+from datasets.images.files import BatchReader, ReadRequest, identity, small_pixels
 from datasets.images.transforms import RECIPES, Recipe, crop_file, resize_file
 from datasets.loader import worker_count
 from datasets.readers.clothing1m import balanced_subset
@@ -351,7 +351,7 @@ def test_every_colour_mode_becomes_rgb(tmp_path, mode):
 
 def read(paths: list[Path], recipe: Recipe = RECIPES["clothing1m"]) -> tuple:
     """A batch of these files as a worker makes it, under the test transform for 16 pixels."""
-    return BatchReader(recipe, 16, 0, {})[Task([*range(len(paths))], [str(path) for path in paths], None)]
+    return BatchReader(recipe, 16, 0, {})[ReadRequest([*range(len(paths))], [str(path) for path in paths], None)]
 
 
 # ----------------------------------------------------------------- workers
@@ -392,7 +392,7 @@ def test_crops_depend_on_sample_and_epoch_not_on_the_batch(disk):
 def test_what_workers_are_given_can_be_sent_to_a_new_process(disk):
     cfg = settings("webvision", disk[0], num_workers=2)
     loader = build_loaders(cfg, build_data(cfg), taking(16), CPU)[0]
-    sent = pickle.dumps((loader.reader.dataset, unchanged))
+    sent = pickle.dumps((loader.reader.dataset, identity))
     assert len(sent) < 1000  # and it does not grow with the data set
 
 

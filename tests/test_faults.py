@@ -36,7 +36,7 @@ from datasets import build_data
 from utils.config import Config, load_config
 from utils.errors import UserError, cli
 from utils.run.checkpoint import read_checkpoint, save_checkpoint
-from utils.run.guards import LOOK_EVERY, LossGuard
+from utils.run.guards import CHECK_EVERY, LossGuard
 
 resource = pytest.importorskip("resource", reason="limits of a process are POSIX's")
 PHASE2 = ("--cfg", "tiny.yaml", "max_steps=2", "lr_schedule=constant", "clean_set=given.npy")
@@ -379,18 +379,18 @@ def test_a_scaler_may_skip_steps_but_not_all_of_them(scaling):
         folder=Path("run"),
         history=[{}],
     )
-    guard = LossGuard(run, 2, [f"id{i}" for i in range(LOOK_EVERY + 2)])
+    guard = LossGuard(run, 2, [f"id{i}" for i in range(CHECK_EVERY + 2)])
     bad, good, index = torch.tensor(torch.inf), torch.tensor(1.0), torch.tensor([7, 8])
 
     def watch(losses) -> None:
         for batch, loss in enumerate(losses, 1):
             guard.watch(loss, index, batch)
 
-    mixed = [good, bad] * (LOOK_EVERY // 2)
+    mixed = [good, bad] * (CHECK_EVERY // 2)
     if scaling:
         watch(mixed)
     with pytest.raises(UserError, match=f"batch {1 if scaling else 2} of epoch 2 .samples id7, id8"):
-        watch([bad] * LOOK_EVERY if scaling else mixed)
+        watch([bad] * CHECK_EVERY if scaling else mixed)
 
 
 # ------------------------------------------------------------------ what users type
@@ -432,7 +432,7 @@ WORDS = st.sampled_from([
     "--resume", "--help", "--cfg", "--", "-x", "--seed", "--noise_mode", "sym", "idn", "--noise_ratio", "0.3", "epochs=2",
     "lr=1e30", "finetune=all", "vpt_deep=true", "lora=true", "bias_tuning=true", "threshold=0.9", "review_budget=5%", "seed=[",
     "--lnl_methods", "ELR", "table=x.csv", "noise_file=/", "noise_file=tiny.yaml", "corrections=tiny.yaml", "class_names=/dev/null",
-    "partial=99", "accum_steps=9999999999", "text_chunk=0", "deterministic=true", "report=true", "dataset=cub-200-2011",
+    "partial=99", "micro_batches=9999999999", "text_chunk=0", "deterministic=true", "report=true", "dataset=cub-200-2011",
     "dataset=image_folder", "data_root=/nowhere", "backbone=resnet", "warmup=0", "optimizer=adamw", "momentum=2", "prec=bf16",
 ])  # fmt: skip
 TYPED = st.lists(WORDS | st.text(max_size=6) | st.builds("{}={}".format, WORDS, st.text(max_size=4)), max_size=4)

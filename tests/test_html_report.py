@@ -26,10 +26,10 @@ from datasets.images.files import read_image
 from datasets.thumbnails import thumbnails
 from utils.report import page as html_report
 from utils.report import report
-from utils.report.findings import find
+from utils.report.findings import summarise
 from utils.report.page import TEMPLATES, RunFacts, write_report
 from utils.run import run
-from utils.selection.rules import Verdicts
+from utils.selection.rules import SampleScores
 
 NAMES = ["cat", "قطة", "猫", "</script><script>window.hacked=1</script>", "\"dog\" & 'wolf'"]
 FACTS = RunFacts("pets, real", "p_clean > 0.5", {"seed": "0"}, {"output/a&b/samples.csv": "every verdict"})
@@ -52,14 +52,14 @@ def pets(n: int = 40, *, truth: bool = True, ids: list[str] | None = None, names
     return SimpleNamespace(train=train, class_names=names)
 
 
-def judged(data, *, suspicious: slice = slice(0, None, 3), suggest: int = 1) -> Verdicts:
+def judged(data, *, suspicious: slice = slice(0, None, 3), suggest: int = 1) -> SampleScores:
     """Verdicts that distrust every third sample and suggest the next class; later samples have higher scores."""
     n = len(data.train)
     selected = torch.ones(n, dtype=torch.bool)
     selected[suspicious] = False
     score = torch.where(selected, 0.9, 0.1) + torch.arange(n) / (20 * n)
     suggested = torch.where(selected, data.train.given, (data.train.given + suggest) % len(data.class_names))
-    verdicts = Verdicts(n, data.train.is_clean)
+    verdicts = SampleScores(n, data.train.is_clean)
     verdicts.judge(torch.arange(n), selected=selected, score=score)
     verdicts.suggested[:] = suggested
     return verdicts
@@ -87,7 +87,7 @@ def visible_text(page: str) -> str:
 
 def test_findings_counted_by_hand():
     data = pets(30)
-    found = find(data, judged(data), HISTORY, rival_scores=None)
+    found = summarise(data, judged(data), HISTORY, rival_scores=None)
     assert found.suspicious.tolist() == list(range(0, 30, 3))
     assert found.suspicious_share == pytest.approx(100 / 3)
     assert {c.name: (c.n, c.rate) for c in found.classes} == {name: (6, pytest.approx(100 / 3)) for name in NAMES}
@@ -107,7 +107,7 @@ def test_findings_counted_by_hand():
 def test_the_lowest_score_comes_first_and_the_order_decides_ties():
     data, verdicts = pets(9), judged(pets(9), suspicious=slice(0, 6))
     verdicts.score[:6] = torch.tensor([0.3, 0.1, 0.2, 0.1, 0.3, 0.0])
-    assert find(data, verdicts, [], rival_scores=None).suspicious.tolist() == [5, 1, 3, 2, 0, 4]
+    assert summarise(data, verdicts, [], rival_scores=None).suspicious.tolist() == [5, 1, 3, 2, 0, 4]
 
 
 def test_curves_are_scikit_learn_s_and_rivals_may_know_less():
@@ -116,7 +116,7 @@ def test_curves_are_scikit_learn_s_and_rivals_may_know_less():
     verdicts.score[:] = torch.rand(300, generator=torch.Generator().manual_seed(1))
     rival = verdicts.score.clone()
     rival[:100] = torch.nan
-    charts = {c.name: c for c in find(data, verdicts, [], rival_scores={"rival": rival}).charts}
+    charts = {c.name: c for c in summarise(data, verdicts, [], rival_scores={"rival": rival}).charts}
     truth, score = data.train.is_clean.numpy(), verdicts.score.numpy()
     own, other = charts["precision_recall"].lines
     assert own.name == f"this run (AP {100 * average_precision_score(truth, score):.1f})"
@@ -134,7 +134,9 @@ def test_no_curves_where_every_label_is_right():
         class_names=NAMES,
     )
     assert not [
-        c for c in find(clean, judged(clean), [], rival_scores=None).charts if c.name in ("roc", "precision_recall")
+        c
+        for c in summarise(clean, judged(clean), [], rival_scores=None).charts
+        if c.name in ("roc", "precision_recall")
     ]
 
 
@@ -242,7 +244,7 @@ def test_nothing_suspicious_and_nothing_looked_at(tmp_path):
     assert "None of 10 labels looks wrong." in page
     assert "There are none." in page
     assert content(page)["ids"] == []
-    page = written(tmp_path, data, Verdicts(10, data.train.is_clean), history=[])
+    page = written(tmp_path, data, SampleScores(10, data.train.is_clean), history=[])
     assert "No label has been looked at." in page
     assert "10 of 10 were not looked at" in page
 

@@ -24,7 +24,7 @@ import main_real_phase2
 import main_small_loss
 from datasets import build_data
 from datasets.corrections import apply_corrections
-from datasets.readers.names import codes
+from datasets.readers.names import code_like
 from scripts import check_data
 from utils.config import Config, load_config
 from utils.errors import UserError
@@ -308,7 +308,7 @@ def test_prompts_serve_every_data_set(workdir):
 def test_codes_are_warned_of(workdir, capsys):
     found = ["n01440764", "class_3", "Class 3", "0", "007", "A12", "label-4", "id42"]
     words = ["cat", "golden retriever", "Audi A4", "Boeing 747", "three", "日本語", "Q", "B", "classical", "top 10"]
-    assert codes([*found, *words]) == found
+    assert code_like([*found, *words]) == found
     write_folder("own", ["n01440764", "dog"])
     build_data(settings("folder"))
     line = next(line for line in capsys.readouterr().out.splitlines() if "warning" in line)

@@ -231,7 +231,7 @@ def test_running_out_of_memory_is_explained(inputs, fails, monkeypatch):
     monkeypatch.setattr(main_phase2, "cross_entropy", hungry)
     line = fails(main_phase2.main, *command("phase2", "run"))
     assert "another 2.50 GiB were wanted" in line
-    assert "accum_steps=2" in line
+    assert "micro_batches=2" in line
     monkeypatch.setattr(main_phase2, "cross_entropy", lambda *_: torch.empty(2**60))
     assert "out of memory" in fails(main_phase2.main, *command("phase2", "run"))
 

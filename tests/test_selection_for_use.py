@@ -22,9 +22,16 @@ from models import build_detector
 from utils.config import Config, load_config
 from utils.errors import UserError
 from utils.losses import clean_probability
-from utils.report.audit import inject, missed_at
+from utils.report.audit import flip_labels, missed_at
 from utils.report.report import write_samples
-from utils.selection.rules import Verdicts, above_half, above_half_and_agreeing, margin_score, review_count, review_mask
+from utils.selection.rules import (
+    SampleScores,
+    above_half,
+    above_half_and_agreeing,
+    margin_score,
+    review_count,
+    review_mask,
+)
 from utils.selection.selected_set import load_clean_set
 
 TINY = ("--cfg", "tiny.yaml", "--noise_mode", "sym", "--noise_ratio", "0.4", "epochs=1", "output_dir=run")
@@ -179,7 +186,7 @@ def test_margins_of_an_audit(workdir):
     final, audit = column("label_score"), Path("run/audit.json").read_text()
     positive, _, given = logits_of_the_saved_model([*common, "selection=final"], "main_phase1")
     main_phase1.main(common)
-    trained = inject(given, 10, share=0.05, seed=0)
+    trained = flip_labels(given, 10, share=0.05, seed=0)
     injected = (trained != given).numpy()
     assert (column("label_score") == final).tolist() == injected.tolist()
     assert Path("run/audit.json").read_text() == audit  # of the pass after the training either way
@@ -307,7 +314,7 @@ def test_every_method_that_selects_fills_the_suggestions(workdir, main, method):
 
 
 def test_verdicts_keep_probability_and_margin():
-    verdicts = Verdicts(3, None)
+    verdicts = SampleScores(3, None)
     logits = torch.tensor([[0.6, 0.3, 0.1], [0.25, 0.25, 0.5]]).log()
     verdicts.record(torch.tensor([2, 0]), selected=torch.tensor([True, False]), score=torch.rand(2), logits=logits)
     assert verdicts.suggested.tolist() == [2, -1, 0]
@@ -318,7 +325,7 @@ def test_verdicts_keep_probability_and_margin():
 def test_a_hundred_thousand_samples_are_written_in_seconds(tmp_path):
     n, chance = 100_000, torch.Generator().manual_seed(0)
     labels = torch.randint(0, 100, (n,), generator=chance)
-    verdicts = Verdicts(n, None)
+    verdicts = SampleScores(n, None)
     logits = torch.randn(n, 100, generator=chance)
     verdicts.record(torch.arange(n), selected=labels > 3, score=torch.rand(n, generator=chance), logits=logits)
     train = NoisyImages("x", [f"folder/{i}.jpg" for i in range(n)], torch.empty(n), labels, labels)

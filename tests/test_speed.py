@@ -277,7 +277,7 @@ def test_a_layer_that_learns_gets_its_gradients():
 # ------------------------------------------------------- less memory, same run
 
 
-@pytest.mark.parametrize("settings", [["accum_steps=3"], ["grad_checkpointing=true"]])
+@pytest.mark.parametrize("settings", [["micro_batches=3"], ["grad_checkpointing=true"]])
 def test_saving_memory_changes_nothing(workdir, settings):
     for folder, extra in (("plain", []), ("small", settings)):
         common = [*CLI, "max_steps=3", "batch_size=50", *extra]
@@ -287,7 +287,7 @@ def test_saving_memory_changes_nothing(workdir, settings):
     assert_close(weights("plain2"), weights("small2"))
 
 
-@pytest.mark.parametrize("settings", [{"accum_steps": 4}, {"grad_checkpointing": True}])
+@pytest.mark.parametrize("settings", [{"micro_batches": 4}, {"grad_checkpointing": True}])
 @pytest.mark.parametrize("backbone", ["tiny.json", "test_vit"])
 def test_saving_memory_saves_memory(workdir, settings, backbone):
     size = 16 if backbone == "tiny.json" else 160
@@ -300,7 +300,7 @@ def test_saving_memory_saves_memory(workdir, settings, backbone):
 def test_parts_of_batches_and_batch_norm_do_not_go_together(workdir, fails):
     np.save("given.npy", np.ones(1297, dtype=bool))
     resnet = ["backbone=test_resnet", "pretrained=none", "vpt_deep=false", "finetune=true", "clean_set=given.npy"]
-    assert "batch norm needs whole batches" in fails(main_phase2.main, *CLI, *resnet, "accum_steps=2")
+    assert "batch norm needs whole batches" in fails(main_phase2.main, *CLI, *resnet, "micro_batches=2")
 
 
 @pytest.mark.usefixtures("narrow")
@@ -353,7 +353,7 @@ def folder(tmp_path) -> list[str]:
 @pytest.mark.parametrize("keep_aspect", [False, True])
 @pytest.mark.parametrize("place", ["ram", "disk"])
 def test_cached_images_are_the_decoded_ones(tmp_path, folder, monkeypatch, keep_aspect, place):
-    from datasets.images.files import BatchReader, Task
+    from datasets.images.files import BatchReader, ReadRequest
     from datasets.images.transforms import resized_side
 
     recipe = Recipe((0, 0, 0), (1, 1, 1), keep_aspect=keep_aspect)
@@ -368,7 +368,7 @@ def test_cached_images_are_the_decoded_ones(tmp_path, folder, monkeypatch, keep_
     decoded, original = [], datasets.images.files.read_image
     monkeypatch.setattr(datasets.images.files, "read_image", lambda path: (decoded.append(path), original(path))[1])
     for epoch in (1, 2, None, 3):
-        task = Task([*range(5)], folder, epoch)
+        task = ReadRequest([*range(5)], folder, epoch)
         expected = plain[task]
         decoded.clear()
         assert cached[task][0].equal(expected[0])

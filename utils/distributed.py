@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def world() -> int:
+def world_size() -> int:
     """Number of processes."""
     _join()
     return dist.get_world_size() if _joined() else 1
@@ -40,9 +40,9 @@ def processes_here() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def share(x: Tensor) -> Tensor:
+def local_rows(x: Tensor) -> Tensor:
     """This process's rows of `x`. The shares of all processes, in order, make up `x`."""
-    return x.tensor_split(world())[rank()]
+    return x.tensor_split(world_size())[rank()]
 
 
 def gather(x: Tensor) -> Tensor:
@@ -51,53 +51,53 @@ def gather(x: Tensor) -> Tensor:
     The gradient that comes back is multiplied by the number of processes: all of them compute the same loss from the
     gathered rows, and `average_gradients` divides what they find by their number.
     """
-    return x if world() == 1 else _Gather.apply(x)
+    return x if world_size() == 1 else _Gather.apply(x)
 
 
 def gather_numbers(x: Tensor) -> Tensor:
     """Integers of all processes in order, [sum of n], for [n] of each, on the CPU."""
-    return x if world() == 1 else _all_rows(x)
+    return x if world_size() == 1 else _all_rows(x)
 
 
 def gather_objects(x: Any) -> list[Any]:
     """A small object of each process, in order."""
-    if world() == 1:
+    if world_size() == 1:
         return [x]
-    objects: list[Any] = [None] * world()
+    objects: list[Any] = [None] * world_size()
     dist.all_gather_object(objects, x)
     return objects
 
 
-def from_first(x: Tensor) -> Tensor:
+def broadcast(x: Tensor) -> Tensor:
     """Process 0's values of `x` for all processes, in place: what each computes may differ by rounding."""
-    if world() > 1:
+    if world_size() > 1:
         dist.broadcast(x, 0)
     return x
 
 
-def largest(number: int) -> int:
+def all_reduce_max(number: int) -> int:
     """The largest of the processes' numbers."""
-    return number if world() == 1 else max(_sizes(number))
+    return number if world_size() == 1 else max(_sizes(number))
 
 
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Replace each gradient by its mean over the processes."""
-    if world() == 1:
+    if world_size() == 1:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([g.flatten() for g in gradients])
     dist.all_reduce(flat)
-    for gradient, mean in zip(gradients, (flat / world()).split([g.numel() for g in gradients])):
+    for gradient, mean in zip(gradients, (flat / world_size()).split([g.numel() for g in gradients])):
         gradient.copy_(mean.view_as(gradient))
 
 
 @contextlib.contextmanager
-def first_process_first() -> Iterator[None]:
+def rank_zero_first() -> Iterator[None]:
     """Let process 0 go through the block before the others: it fetches or makes files that they then find."""
     if rank() > 0:
         dist.barrier()
     yield
-    if rank() == 0 and world() > 1:
+    if rank() == 0 and world_size() > 1:
         dist.barrier()
 
 
@@ -109,12 +109,12 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.split(ctx.sizes)[rank()] * world()
+        return gradient.split(ctx.sizes)[rank()] * world_size()
 
 
 def _sizes(n: int) -> list[int]:
     """A number of each process. Exchanged between CPUs, so that no GPU has to be waited for."""
-    sizes = torch.empty(world(), dtype=torch.int64)
+    sizes = torch.empty(world_size(), dtype=torch.int64)
     dist.all_gather_into_tensor(sizes, torch.tensor([n]))
     return sizes.tolist()
 

@@ -14,7 +14,7 @@ from utils.config import Config
 from utils.distributed import average_gradients
 from utils.run.guards import LossGuard, failures_explained
 from utils.run.run import Run
-from utils.run.signals import deferred
+from utils.run.signals import defer_signals
 
 # Loss to minimise, and scalars to average over the epoch.
 Step = Callable[[Any], tuple[Tensor, dict[str, Tensor]]]
@@ -65,7 +65,7 @@ def train_one_epoch(
     batches = loader.shuffled(epoch, only, skip=done.batches)
     bar = run.progress(batches, f"epoch {epoch}/{run.cfg.epochs}", len(loader), done.batches)
     guard = LossGuard(run, epoch, loader.data.ids)
-    with deferred(), failures_explained(run.cfg):
+    with defer_signals(), failures_explained(run.cfg):
         for batch in bar:
             with run.autocast():
                 loss, scalars = step(batch)
@@ -90,7 +90,7 @@ def map_batches(model: nn.Module, loader: Any, function: Callable[[Any], Tensor]
     """`function` of every batch of an ordered pass, in evaluation mode; the results in order, [N, ...] on the device."""
     model.eval()
     results = []
-    with run.autocast(), deferred(), failures_explained(run.cfg):
+    with run.autocast(), defer_signals(), failures_explained(run.cfg):
         for batch in run.progress(loader.ordered(), title, len(loader)):
             results.append(function(batch))
             run.stop_if_asked()

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from utils.engine import map_batches
 from utils.losses import cross_entropy
 from utils.run.run import Run
-from utils.selection.rules import Verdicts, mixture_posterior
+from utils.selection.rules import SampleScores, mixture_posterior
 
 
-def judge_by_mixture(model: nn.Module, train: Any, verdicts: Verdicts, run: Run) -> None:
+def judge_by_mixture(model: nn.Module, train: Any, verdicts: SampleScores, run: Run) -> None:
     """Judge every train sample under test transforms: clean when its posterior of the low-loss component is above 0.5."""
 
     losses = torch.zeros(len(train.data), device=run.device)

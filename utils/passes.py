@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from utils.engine import map_batches
 from utils.losses import clean_probability, label_probability
 from utils.run.run import Run
-from utils.selection.rules import Rule, Verdicts, by_margin, by_p_clean
+from utils.selection.rules import Rule, SampleScores, by_margin, by_p_clean
 
 
-class SecondLook(NamedTuple):
+class FinalScores(NamedTuple):
     """What a detector says in the end.
 
     Attributes:
@@ -23,26 +23,26 @@ class SecondLook(NamedTuple):
         likelihood: softmax probability of each given label under the positive prompts, NaN where nobody looked, [N].
     """
 
-    given: Verdicts
+    given: SampleScores
     trained_score: Tensor
     likelihood: Tensor
 
 
-def with_text(detector: nn.Module, run: Run) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+def cache_text_features(detector: nn.Module, run: Run) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Images -> positive and negative logits with the prompts as they are now, encoded once."""
     with torch.no_grad(), run.autocast():
         text = detector.text_features()
     return lambda images: detector(images, text)
 
 
-def look_again(
+def score_train_set(
     model: nn.Module,
     logits: Callable[[Tensor], tuple[Tensor, Tensor]],
     train: Any,
     given: Tensor,
     clean: Rule,
     run: Run,
-) -> SecondLook:
+) -> FinalScores:
     """Verdicts of one ordered pass.
 
     Args:
@@ -52,7 +52,7 @@ def look_again(
         clean: the rule that calls a label clean.
     """
     unseen = torch.full(given.shape, torch.nan, device=run.device)
-    look = SecondLook(Verdicts(len(given), None).to(run.device), unseen, unseen.clone())
+    look = FinalScores(SampleScores(len(given), None).to(run.device), unseen, unseen.clone())
 
     def judge(batch: Any) -> Tensor:
         logits_pos, logits_neg = logits(batch.images)

@@ -89,7 +89,7 @@ def unreadable_image(path: str, reason: str) -> UserError:
     )
 
 
-class Task(NamedTuple):
+class ReadRequest(NamedTuple):
     """One batch to read: sample numbers and paths; the epoch for training crops, None for the test transform."""
 
     index: list[int]
@@ -97,7 +97,7 @@ class Task(NamedTuple):
     epoch: int | None
 
 
-class Pass(Sampler):
+class EpochSampler(Sampler):
     """The tasks of one pass, for a DataLoader: everything a worker needs travels with the task, so workers hold no list
     of files and know no epoch, and the same ones serve every pass."""
 
@@ -109,10 +109,10 @@ class Pass(Sampler):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[Task]:
+    def __iter__(self) -> Iterator[ReadRequest]:
         for batch in self.batches:
             index = batch.tolist()
-            yield Task(index, [self.files[i] for i in index], self.epoch)
+            yield ReadRequest(index, [self.files[i] for i in index], self.epoch)
 
 
 class BatchReader(Dataset):
@@ -126,7 +126,7 @@ class BatchReader(Dataset):
         """`caches`: of resized images, by their side; none for images that are to be decoded anew."""
         self.recipe, self.size, self.seed, self.caches = recipe, size, seed, caches
 
-    def __getitem__(self, task: Task) -> tuple[Tensor, Tensor, dict[int, str]]:
+    def __getitem__(self, task: ReadRequest) -> tuple[Tensor, Tensor, dict[int, str]]:
         images, kept, unreadable = [], [], {}
         for i, path in zip(task.index, task.paths):
             try:
@@ -151,7 +151,7 @@ class BatchReader(Dataset):
             raise UnreadableImageError(_reason(error)) from None
 
 
-def unchanged(batch: tuple[Tensor, Tensor, dict[int, str]]) -> tuple[Tensor, Tensor, dict[int, str]]:
+def identity(batch: tuple[Tensor, Tensor, dict[int, str]]) -> tuple[Tensor, Tensor, dict[int, str]]:
     """DataLoader's collate function: a reader's result is a batch already."""
     return batch
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from datasets.readers.layout import Listing, make_listing, subfolders
-from datasets.readers.names import given_names, natural
-from datasets.readers.own_data import OwnData, check_distinct, checked, data_folder
-from datasets.readers.safe_paths import leads_outside, outside
+from datasets.readers.names import given_names, natural_sorted
+from datasets.readers.own_data import OwnData, check_distinct, data_folder, validate
+from datasets.readers.safe_paths import escapes_root, outside
 from utils.config import Config
 from utils.errors import UserError
 from utils.run.progress import tell
@@ -31,14 +31,14 @@ def read_image_folder(cfg: Config) -> OwnData:
         raise UserError(
             f"image_folder: found no images {'train/' if has_splits else ''}<class>/*.jpg (or {', '.join(SUFFIXES[1:])}) in {root}; put each class's images into a folder of its own"
         )
-    classes = {name: label for label, name in enumerate(natural(train))}
+    classes = {name: label for label, name in enumerate(natural_sorted(train))}
     test = None
     if has_splits:
         split = next((name for name in TEST_FOLDERS if name in subfolders(root)), None)
         test = _listing(root, _class_images(cfg, root, split), classes) if split else None
     names, prompts = _names(cfg, list(classes))
     check_distinct(cfg, names)
-    return checked(cfg, OwnData(_listing(root, train, classes), None, test, names, prompts))
+    return validate(cfg, OwnData(_listing(root, train, classes), None, test, names, prompts))
 
 
 def _has_splits(root: Path) -> bool:
@@ -82,7 +82,7 @@ def _images(cfg: Config, root: Path, below: str) -> list[str]:
         real = os.path.realpath(path)
         if real in above:
             raise UserError(f"image_folder: the link {path} leads back to a folder that it lies in; remove it")
-        if not cfg.allow_outside_root and leads_outside(real, real_root):
+        if not cfg.allow_outside_root and escapes_root(real, real_root):
             raise outside(folder, root, "image_folder")
         for entry in _scan(path):
             if entry.name.startswith("."):
@@ -91,7 +91,7 @@ def _images(cfg: Config, root: Path, below: str) -> list[str]:
             if entry.is_dir():
                 open_folders.append((name, (*above, real)))
             elif _is_image(entry):
-                if entry.is_symlink() and not cfg.allow_outside_root and leads_outside(entry.path, real_root):
+                if entry.is_symlink() and not cfg.allow_outside_root and escapes_root(entry.path, real_root):
                     raise outside(name, root, "image_folder")
                 ids.append(name)
     return ids

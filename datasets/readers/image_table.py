@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from datasets.readers.layout import Listing, check_files, make_listing
-from datasets.readers.names import Names, given_names, label_number, label_numbers, natural
-from datasets.readers.own_data import OwnData, check_distinct, checked, data_folder
+from datasets.readers.names import Names, given_names, label_number, label_numbers, natural_sorted
+from datasets.readers.own_data import OwnData, check_distinct, data_folder, validate
 from datasets.readers.safe_paths import outside
 from datasets.readers.tables import read_table
 from utils.config import Config
@@ -77,7 +77,7 @@ def read_image_table(cfg: Config) -> OwnData:
     true = _true_labels(splits["train"], train.ids, numbers, source)
     tests = {name: entry.true or entry.label for name, entry in splits["test"].items()}
     test = listing("test", tests) if tests else None
-    return checked(cfg, OwnData(train, true, test, classes.names, classes.prompts))
+    return validate(cfg, OwnData(train, true, test, classes.names, classes.prompts))
 
 
 def _entries(cfg: Config, root: Path, table: Path, source: str) -> dict[str, Entry]:
@@ -127,7 +127,7 @@ def _splits(entries: Mapping[str, Entry]) -> dict[str, dict[str, Entry]]:
 def _own_names(train: Mapping[str, Entry]) -> Names:
     """The labels that the train rows use, given or true, are the classes."""
     labels = {text for entry in train.values() for text in (entry.label, entry.true) if text}
-    return Names(natural(labels), [], [])
+    return Names(natural_sorted(labels), [], [])
 
 
 def _true_labels(

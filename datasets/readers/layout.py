@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets.readers.safe_paths import by_folder, check_inside
+from datasets.readers.safe_paths import by_folder, refuse_outside
 from utils.config import Config
 from utils.errors import UserError
 
@@ -227,7 +227,7 @@ def check_files(cfg: Config, listing: Listing, source: Path | str) -> Listing:
     Raises:
         UserError: missing files, or such that lead outside; `source` is the list that names them.
     """
-    check_inside(cfg, listing.folder, listing.ids, str(source))
+    refuse_outside(cfg, listing.folder, listing.ids, str(source))
     missing: list[str] = []
     for below, names in by_folder(listing.ids).items():
         present = {f"{below}/{entry}" if below else entry for entry in _names(listing.folder / below)}

@@ -78,7 +78,7 @@ def label_number(text: str, numbers: Mapping[str, int], where: str) -> int:
     )
 
 
-def natural(names: Iterable[str]) -> list[str]:
+def natural_sorted(names: Iterable[str]) -> list[str]:
     """Sorted by name; by value where all are numbers, so that 10 comes after 9."""
     names = list(names)
     if all(name.isdecimal() for name in names):
@@ -86,7 +86,7 @@ def natural(names: Iterable[str]) -> list[str]:
     return sorted(names)
 
 
-def codes(names: Sequence[str]) -> list[str]:
+def code_like(names: Sequence[str]) -> list[str]:
     """Those names that mean nothing to CLIP."""
     return [name for name in names if CODE.fullmatch(name)]
 
@@ -101,7 +101,7 @@ def _read_names(path: Path) -> Names:
         if row["index"] in rows:
             raise UserError(f"class_names={path}, line {number}: index {row['index']} stands there a second time")
         rows[row["index"]] = row
-    keys = natural(rows)
+    keys = natural_sorted(rows)
     names = [rows[key]["name"] for key in keys]
     prompts = [rows[key].get("prompt") or rows[key]["name"] for key in keys]
     are_numbers = keys == [str(i) for i in range(len(keys))]

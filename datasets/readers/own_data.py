@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from datasets.readers.layout import Listing
-from datasets.readers.names import codes
+from datasets.readers.names import code_like
 from utils.config import Config
 from utils.errors import UserError
 from utils.run.progress import tell
@@ -31,7 +31,7 @@ class OwnData(NamedTuple):
     prompts: list[str]
 
 
-def checked(cfg: Config, own: OwnData) -> OwnData:
+def validate(cfg: Config, own: OwnData) -> OwnData:
     """The same, after a look at what would make a run useless; says what the user should know.
 
     Raises:
@@ -43,7 +43,7 @@ def checked(cfg: Config, own: OwnData) -> OwnData:
         raise UserError(f"{cfg.dataset}: all train images have the label '{name}'; there must be two classes or more")
     for split in (own.train, own.test) if own.test else (own.train,):
         _check_utf8(split)
-    unclear = codes(own.prompts or own.names) if cfg.prompts == "names" else []
+    unclear = code_like(own.prompts or own.names) if cfg.prompts == "names" else []
     if unclear:
         tell(
             cfg,

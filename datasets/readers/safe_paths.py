@@ -18,7 +18,7 @@ def by_folder(ids: Sequence[str]) -> dict[str, list[str]]:
     return result
 
 
-def leads_outside(path: str, root: str) -> bool:
+def escapes_root(path: str, root: str) -> bool:
     """Whether a file, with all links followed, lies outside `root` (which holds no links itself)."""
     if "\0" in path:  # no path at all
         return True
@@ -26,7 +26,7 @@ def leads_outside(path: str, root: str) -> bool:
     return real != root and not real.startswith(root.rstrip(os.sep) + os.sep)
 
 
-def check_inside(cfg: Config, root: Path, ids: Sequence[str], source: str) -> None:
+def refuse_outside(cfg: Config, root: Path, ids: Sequence[str], source: str) -> None:
     """Refuse files that links lead out of the data root: one reading of each folder, a closer look at links alone.
 
     Raises:
@@ -37,10 +37,10 @@ def check_inside(cfg: Config, root: Path, ids: Sequence[str], source: str) -> No
     real_root = os.path.realpath(root)
     for below, names in by_folder(ids).items():
         folder = os.path.join(root, below)  # noqa: PTH118 (as ids are joined elsewhere)
-        if leads_outside(folder, real_root):
+        if escapes_root(folder, real_root):
             raise outside(names[0], root, source)
         for link in _links(folder) & {name.rpartition("/")[2] for name in names}:
-            if leads_outside(os.path.join(folder, link), real_root):  # noqa: PTH118
+            if escapes_root(os.path.join(folder, link), real_root):  # noqa: PTH118
                 raise outside(f"{below}/{link}".lstrip("/"), root, source)
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def class_token_attends(
+def class_token_attention(
     attn: nn.MultiheadAttention, x: Tensor, weight: Tensor, bias: Tensor, context: Tensor | None
 ) -> Tensor:
     """What the first token gathers: tokens behind ln_1, [B, L, width] and shared [n, width] -> [B, 1, width].

@@ -58,7 +58,7 @@ class Audit:
     n_injected: int
 
 
-def inject(given: Tensor, n_classes: int, *, share: float, seed: int) -> Tensor:
+def flip_labels(given: Tensor, n_classes: int, *, share: float, seed: int) -> Tensor:
     """The labels, [N], with a random `share` of them moved to a random other class, [N]."""
     chance = generator("audit", seed)
     moved = torch.randperm(len(given), generator=chance)[: round(share * len(given))]

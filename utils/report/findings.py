@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 from torch import Tensor
 
 from utils.metrics import selection_quality
-from utils.selection.rules import Verdicts
+from utils.selection.rules import SampleScores
 
 N_BINS = 40  # of the histogram
 MAX_POINTS = 200  # of a drawn curve
@@ -92,8 +92,8 @@ class Findings:
         return 100 * len(self.suspicious) / max(1, self.n_seen)
 
 
-def find(
-    data: Any, verdicts: Verdicts, history: list[dict], *, audit: Any = None, rival_scores: dict[str, Tensor] | None
+def summarise(
+    data: Any, verdicts: SampleScores, history: list[dict], *, audit: Any = None, rival_scores: dict[str, Tensor] | None
 ) -> Findings:
     """Count and sort what the verdicts on `data.train` say.
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from datasets.thumbnails import thumbnails
 from utils.files import write_text
 from utils.report.charts import write_plots
-from utils.report.findings import N_BINS, Findings, Histogram, LineChart, find
-from utils.selection.rules import Verdicts
+from utils.report.findings import N_BINS, Findings, Histogram, LineChart, summarise
+from utils.selection.rules import SampleScores
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_SHOWN = 2000  # pictures in the gallery; what is more is in samples.csv
@@ -47,7 +47,7 @@ def write_report(
     *,
     run_facts: RunFacts,
     data: Any,
-    verdicts: Verdicts,
+    verdicts: SampleScores,
     history: list[dict],
     audit: Any = None,
     rival_scores: dict[str, Tensor] | None = None,
@@ -63,7 +63,7 @@ def write_report(
     Returns:
         The paths of all files written.
     """
-    findings = find(data, verdicts, history, audit=audit, rival_scores=rival_scores)
+    findings = summarise(data, verdicts, history, audit=audit, rival_scores=rival_scores)
     gallery = _gallery(data, verdicts, findings)
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -127,7 +127,7 @@ def _headlines(findings: Findings, history: list[dict]) -> list[Headline]:
 # ------------------------------------------------------------------ gallery
 
 
-def _gallery(data: Any, verdicts: Verdicts, findings: Findings) -> dict[str, Any]:
+def _gallery(data: Any, verdicts: SampleScores, findings: Findings) -> dict[str, Any]:
     """Columns of the samples shown, lowest score first, as the page's script reads them."""
     train = data.train
     index = findings.suspicious[:MAX_SHOWN].tolist()

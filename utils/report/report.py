@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from utils.files import write_text
 from utils.metrics import selection_quality
-from utils.passes import SecondLook, look_again, match_labels, with_text
+from utils.passes import FinalScores, cache_text_features, match_labels, score_train_set
 from utils.report.audit import Audit, audit_labels, write_audit
 from utils.report.findings import has_both_kinds
 from utils.run.run import Run
-from utils.selection.rules import Rule, Verdicts, describe, review_mask
+from utils.selection.rules import Rule, SampleScores, describe, review_mask
 from utils.selection.selected_set import save_clean_set
 
 COLUMNS = (
@@ -39,7 +39,7 @@ def report_verdicts(
     data: Any,
     detector: nn.Module,
     train: Any,
-    verdicts: Verdicts,
+    verdicts: SampleScores,
     clean: Rule,
     path: Path,
     *,
@@ -56,7 +56,7 @@ def report_verdicts(
     cfg, found, rivals = run.cfg, None, {}
     given = data.train.given.to(run.device)
     if cfg.selects == "final" or cfg.audit_injection or cfg.report:
-        look = look_again(detector, with_text(detector, run), train, given, clean, run)
+        look = score_train_set(detector, cache_text_features(detector, run), train, given, clean, run)
         # What was said about an injected label says nothing about the given one.
         verdicts.take(look.given, (train.targets != given) | (cfg.selects == "final"))
         found = report_audit(run, data, look, train.data.given)
@@ -69,7 +69,7 @@ def report_verdicts(
 def report_selection(
     run: Run,
     data: Any,
-    verdicts: Verdicts,
+    verdicts: SampleScores,
     path: Path,
     *,
     rule: str,
@@ -106,7 +106,7 @@ def report_selection(
 def write_page(
     run: Run,
     data: Any,
-    verdicts: Verdicts,
+    verdicts: SampleScores,
     path: Path,
     *,
     rule: str,
@@ -163,7 +163,7 @@ def report_unreadable(run: Run, loaders: dict[str, Any]) -> dict[str, int]:
     return {"n_unreadable": len(rows)}
 
 
-def report_audit(run: Run, data: Any, look: SecondLook, trained: Tensor) -> Audit:
+def report_audit(run: Run, data: Any, look: FinalScores, trained: Tensor) -> Audit:
     """Write audit.json and say the estimated share of wrong labels. `trained`: the labels trained on, [N]."""
     verdicts = look.given
     accuracy = run.history[-1].get("test_accuracy") if run.history else None
@@ -184,7 +184,7 @@ def report_audit(run: Run, data: Any, look: SecondLook, trained: Tensor) -> Audi
 
 
 def write_samples(
-    path: Path, train: Any, verdicts: Verdicts, class_names: Sequence[str], *, suspicious_first: bool = False
+    path: Path, train: Any, verdicts: SampleScores, class_names: Sequence[str], *, suspicious_first: bool = False
 ) -> None:
     """samples.csv: one row a train sample, in the data set's order or by rising score.
 

@@ -22,7 +22,7 @@ def save_checkpoint(path: Path, parts: State, facts: State) -> None:
     """Write the state of `parts` (modules, optimisers, schedules) and plain `facts`; keep the checkpoint before it."""
     content = {"format": FORMAT, "parts": {name: _state(part) for name, part in parts.items()}, "facts": facts}
     content["sha256"] = _digest(content)
-    write_atomically(path, lambda file: torch.save(content, file), before=lambda: _keep(path))
+    write_atomically(path, lambda file: torch.save(content, file), before=lambda: _rotate(path))
 
 
 def previous(path: Path) -> Path:
@@ -62,7 +62,7 @@ def restore(parts: State, saved: State) -> None:
                 group["lr"] = rate * factor(part.last_epoch)
 
 
-def _keep(path: Path) -> None:
+def _rotate(path: Path) -> None:
     if rank() == 0 and path.exists():
         path.replace(previous(path))
 

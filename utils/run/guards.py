@@ -14,7 +14,7 @@ from utils.config import Config
 from utils.errors import UserError, is_out_of_memory
 from utils.run.run import Run
 
-LOOK_EVERY = 50  # steps; looking waits for a GPU, but not for a CPU
+CHECK_EVERY = 50  # steps; looking waits for a GPU, but not for a CPU
 
 
 class LossGuard:
@@ -22,7 +22,7 @@ class LossGuard:
 
     def __init__(self, run: Run, epoch: int, ids: Sequence[str]) -> None:
         self.run, self.epoch, self.ids = run, epoch, ids
-        self.every = 1 if run.device.type == "cpu" else LOOK_EVERY
+        self.every = 1 if run.device.type == "cpu" else CHECK_EVERY
         self.seen: list[tuple[Tensor, int, Tensor]] = []
 
     def watch(self, loss: Tensor, index: Tensor, batch: int) -> None:
@@ -39,7 +39,7 @@ class LossGuard:
         """
         finite = torch.stack([flag for flag, _, _ in self.seen]).tolist() if self.seen else [True]
         seen, self.seen = self.seen, []
-        if all(finite) or (self.run.scaler.is_enabled() and (any(finite) or len(finite) < LOOK_EVERY)):
+        if all(finite) or (self.run.scaler.is_enabled() and (any(finite) or len(finite) < CHECK_EVERY)):
             return
         _, batch, index = seen[finite.index(False)]
         names = ", ".join(self.ids[i] for i in index[:8].tolist())
@@ -68,7 +68,7 @@ def failures_explained(cfg: Config) -> Iterator[None]:
         wanted = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(error))
         size = f" (another {wanted[1]} were wanted)" if wanted else ""
         raise UserError(
-            f"out of memory{size} with batch_size={cfg.batch_size}: accum_steps={2 * cfg.accum_steps} takes about half of what "
+            f"out of memory{size} with batch_size={cfg.batch_size}: micro_batches={2 * cfg.micro_batches} takes about half of what "
             f"the images take and gives the same result, grad_checkpointing=true about a quarter; or lower batch_size or resolution"
         ) from None
 

@@ -23,14 +23,14 @@ from tqdm import tqdm
 
 from utils.allocator import keep_freed_memory
 from utils.config import Config, dump_config
-from utils.distributed import largest, local_rank, processes_here, rank, world
+from utils.distributed import all_reduce_max, local_rank, processes_here, rank, world_size
 from utils.errors import UserError
 from utils.files import append_line, remove_unfinished, write_text
 from utils.metrics import RunningMeans
 from utils.run.checkpoint import previous, read_checkpoint, restore, save_checkpoint
 from utils.run.locks import still_locked, take_lock
 from utils.run.progress import BatchBar
-from utils.run.signals import StopRequestError, deferred, stop_requested
+from utils.run.signals import StopRequestError, defer_signals, stop_requested
 from utils.run.tensorboard import EVENT_FILES, Board
 
 try:
@@ -147,7 +147,7 @@ class Run:
     def place(self, module: nn.Module) -> nn.Module:
         """Move a module to the device, in the precision of the run, compiled if the settings say so."""
         module.to(self.device, torch.float16 if self.half_weights else None)
-        if self.device.type == "cuda" and world() > 1:
+        if self.device.type == "cuda" and world_size() > 1:
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
         if self.cfg.compile:
             for part in module.children():  # what happens between the parts talks to other processes
@@ -186,7 +186,7 @@ class Run:
         Raises:
             StopRequestError: a signal has arrived, at this process or at one that works with it.
         """
-        number = largest(stop_requested() or 0)
+        number = all_reduce_max(stop_requested() or 0)
         if not number:
             return
         if self.progress_made is not None:
@@ -197,7 +197,7 @@ class Run:
         """Log the epoch's metrics and save everything needed to go on from here."""
         self.history.append({"epoch": epoch, **metrics})
         self.parts, self.progress_made = parts, None
-        with deferred():
+        with defer_signals():
             self._save()
             self._write_history()
         shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
@@ -324,7 +324,7 @@ def start_run(cfg: Config, script: str, inputs: dict[str, Any]) -> Run:
             if read is None or path.resolve() not in (read, read.with_suffix(".json")):
                 path.unlink(missing_ok=True)
     write_text(run.folder / "env.json", json.dumps(environment(run.device), indent=1) + "\n")
-    processes = f"{world()} processes, " if world() > 1 else ""
+    processes = f"{world_size()} processes, " if world_size() > 1 else ""
     run.say(
         f"{script}: {cfg.dataset}, {cfg.noise_tag}, seed {cfg.seed}, {cfg.backbone} on {processes}{run.device}, {run.precision} -> {run.folder}"
     )
@@ -355,15 +355,15 @@ def choose_device(cfg: Config) -> torch.device:
     """The device of the settings; `auto` takes CUDA, then MPS, then the CPU."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     name = next(n for n in available if available[n]) if cfg.device == "auto" else cfg.device
-    if world() > 1 and name == "mps":
+    if world_size() > 1 and name == "mps":
         raise UserError("several processes need CUDA devices or CPUs: use device=cpu, or start one process")
     if not available[name]:
         raise UserError(f"device={name} is not available here; use device=auto")
     if name == "cuda" and cfg.gpuid >= torch.cuda.device_count():
         raise UserError(f"gpuid={cfg.gpuid}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
-    if name == "cuda" and world() > 1 and local_rank() >= torch.cuda.device_count():
+    if name == "cuda" and world_size() > 1 and local_rank() >= torch.cuda.device_count():
         raise UserError(f"{processes_here()} processes on a machine of {torch.cuda.device_count()} CUDA devices")
-    number = cfg.gpuid if world() == 1 else local_rank()
+    number = cfg.gpuid if world_size() == 1 else local_rank()
     return torch.device("cuda", number) if name == "cuda" else torch.device(name)
 
 
@@ -393,7 +393,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         **{name: version(name) for name in packages},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor() or device.type,
         "threads": torch.get_num_threads(),
-        "processes": world(),
+        "processes": world_size(),
         "git_commit": _git_commit(),
         "command": sys.argv,
     }

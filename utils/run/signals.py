@@ -36,7 +36,7 @@ def stop_signals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def deferred() -> Iterator[None]:
+def defer_signals() -> Iterator[None]:
     """Signals wait until `stop_requested` is asked; a second one ends the run at once."""
     global _deferring
     _deferring = True

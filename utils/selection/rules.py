@@ -107,7 +107,7 @@ def mixture_posterior(losses: Tensor, *, seed: int) -> Tensor:
     return torch.from_numpy(mixture.predict_proba(x)[:, mixture.means_.argmin()])
 
 
-class Verdicts(nn.Module):
+class SampleScores(nn.Module):
     """What a rule said about every train sample: selected or not, score of the given label, suggested label.
 
     The suggested label is the class with the highest logit; `suggested_score` is its softmax probability, `margin` that
@@ -165,7 +165,7 @@ class Verdicts(nn.Module):
         self.score = torch.where(self.score.isnan(), torch.nan, self.margin_sum / self.n_margins)
         self.selected = self.score > threshold
 
-    def take(self, other: Verdicts, mask: Tensor) -> None:
+    def take(self, other: SampleScores, mask: Tensor) -> None:
         """The other's verdicts on the samples of a mask, bool [N]."""
         for name in ("selected", "score", "suggested", "suggested_score", "margin"):
             getattr(self, name)[mask] = getattr(other, name)[mask]
