@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from main_baseline import train_baseline
-from utils.config import load_config
-from utils.errors import cli
+from utils.run.cli import answer_early
+
+answer_early(__name__, "main_real_baseline")
+
+import main_baseline
 
 
-@cli
 def main(argv: list[str] | None = None) -> dict:
-    return train_baseline(load_config(argv, script="main_real_baseline"), "main_real_baseline", schedule="constant")
+    return main_baseline.main(argv, "main_real_baseline", "constant")
 
 
 if __name__ == "__main__":

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from main_phase2 import adapt
-from utils.config import load_config
-from utils.errors import cli
+from utils.run.cli import answer_early
+
+answer_early(__name__, "main_real_phase2")
+
+import main_phase2
 
 
-@cli
 def main(argv: list[str] | None = None) -> dict:
-    return adapt(load_config(argv, script="main_real_phase2"), "main_real_phase2", schedule="constant")
+    return main_phase2.main(argv, "main_real_phase2", "constant")
 
 
 if __name__ == "__main__":

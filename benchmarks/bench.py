@@ -25,8 +25,9 @@ import torch  # noqa: E402 (the path comes first)
 
 from benchmarks.measure import Row, matrix_ceiling, measure  # noqa: E402
 from benchmarks.suites import CPU, CUDA, QUICK, SUITES, Bench  # noqa: E402
-from utils.errors import UserError, cli  # noqa: E402
+from utils.errors import UserError  # noqa: E402
 from utils.files import write_text  # noqa: E402
+from utils.run.cli import cli  # noqa: E402
 from utils.run.run import environment  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"

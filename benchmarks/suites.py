@@ -43,7 +43,7 @@ from utils.losses import complementary_labels, cross_entropy, masked_mean
 from utils.run.guards import LossGuard, failures_explained
 from utils.run.run import Run, start_run
 from utils.run.signals import defer_signals
-from utils.selection.rules import SampleScores
+from utils.selection.scores import SampleScores
 
 RECIPE = RECIPES["cifar100"]
 MEAN_STD = (RECIPE.mean, RECIPE.std)

@@ -17,7 +17,7 @@ from datasets.images.cache import ImageCache
 from datasets.images.files import ImageFiles, small_pixels
 from datasets.images.transforms import RECIPES, Recipe, resized_side
 from datasets.loader import Batch, Loader
-from datasets.noise import Pixels, instance_dependent_noise, synthetic_noise
+from datasets.noise import Pixels, flip_labels, instance_dependent_noise, synthetic_noise
 from datasets.noise_file import noisy_labels
 from datasets.readers.cifar import plain_name, read_cifar, read_human_labels
 from datasets.readers.clothing1m import read_clothing1m
@@ -47,7 +47,12 @@ def build_data(cfg: Config) -> Data:
         data = BUILDERS[cfg.dataset](cfg)
     if cfg.flip is not None:
         data = replace(data, recipe=replace(data.recipe, flip=cfg.flip))
-    return apply_corrections(cfg, data) if cfg.corrections else data
+    if cfg.corrections:
+        data = apply_corrections(cfg, data)
+    if cfg.audit_injection:
+        flipped = flip_labels(data.train.given, len(data.class_names), share=cfg.audit_injection, seed=cfg.seed)
+        data = replace(data, train=replace(data.train, flipped=flipped))
+    return data
 
 
 def build_loaders(cfg: Config, data: Data, model: Any, device: torch.device) -> tuple[Loader, dict[str, Loader]]:

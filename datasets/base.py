@@ -30,6 +30,7 @@ class NoisyImages:
         given: the labels to train on (for a test split the true ones), int64 [N].
         true: the true labels, int64 [N]; None when nobody knows them.
         noise: what the labels have been through (`sym0.4 seed0`); `clean` for a test split.
+        flipped: labels to train on instead of the given ones, some of them flipped for an audit, int64 [N], or None.
     """
 
     dataset: str
@@ -38,6 +39,7 @@ class NoisyImages:
     given: Tensor
     true: Tensor | None
     noise: str = "clean"
+    flipped: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -46,6 +48,16 @@ class NoisyImages:
     def is_clean(self) -> Tensor | None:
         """Whether each given label is the true one, bool [N]; None when nobody knows."""
         return None if self.true is None else self.given == self.true
+
+    @property
+    def targets(self) -> Tensor:
+        """The labels to train on, int64 [N]."""
+        return self.given if self.flipped is None else self.flipped
+
+    @property
+    def targets_clean(self) -> Tensor | None:
+        """Whether each label to train on is the true one, bool [N]; None when the truth is unknown."""
+        return None if self.true is None else self.targets == self.true
 
     def fingerprint(self) -> dict[str, str | int]:
         """What a selected set of these samples depends on: data set, noise, ordered ids and given labels."""

@@ -14,7 +14,7 @@ from datasets.readers.names import label_number, label_numbers
 from datasets.readers.tables import read_table
 from utils.config import Config
 from utils.errors import UserError
-from utils.run.progress import tell
+from utils.log import log
 
 ACTIONS = ("keep", "relabel", "drop")
 
@@ -54,9 +54,8 @@ def apply_corrections(cfg: Config, data: Data) -> Data:
     if len(given[kept].unique()) < 2:
         raise UserError(f"corrections={path}: fewer than two classes are left in the train split; drop or relabel less")
     count = Counter(decided.values())
-    tell(
-        cfg,
-        f"corrections={path}: {count['keep']} labels kept, {count['relabel']} replaced, {count['drop']} samples dropped",
+    log.info(
+        f"corrections={path}: {count['keep']} labels kept, {count['relabel']} replaced, {count['drop']} samples dropped"
     )
     return replace(data, train=_rows(replace(train, given=given), kept))
 

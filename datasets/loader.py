@@ -18,7 +18,6 @@ from datasets.images.transforms import Recipe, eval_batch, finish_batch, train_b
 from utils.distributed import gather_numbers, gather_objects, local_rows, processes_here
 from utils.errors import UserError
 from utils.rng import generator
-from utils.run.run import pins_memory
 
 
 class Batch(NamedTuple):
@@ -62,7 +61,7 @@ class Loader:
         self.data, self.recipe, self.size, self.batch_size, self.seed = data, recipe, size, batch_size, seed
         self.device, self.skip_unreadable, self.caches = device, skip_unreadable, caches or {}
         self.unreadable: dict[int, str] = {}
-        self.targets = data.given.to(device)
+        self.targets = data.targets.to(device)
         n_batches = -(-len(data) // batch_size)
         self.n_batches = min(n_batches, max_steps) if max_steps else n_batches
         self.in_memory = isinstance(data.images, Tensor)
@@ -132,7 +131,7 @@ class Loader:
             batch_size=None,  # a task is a batch already
             collate_fn=identity,
             num_workers=num_workers,
-            pin_memory=pins_memory(self.device),
+            pin_memory=self.device.type == "cuda",
             worker_init_fn=_ignore_signals,
             generator=torch.Generator(),  # DataLoader draws a seed for its workers: not from torch's global stream
             **workers,

@@ -9,7 +9,11 @@ import random
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from scipy.stats import truncnorm
+from torch import Tensor
+
+from utils.rng import generator
 
 # Rows i of the flattened images, for an index array: float32 [len(rows), F], raw values 0 to 255.
 Pixels = Callable[[np.ndarray], np.ndarray]
@@ -97,3 +101,12 @@ def _label_distribution(scores: np.ndarray, true_class: int, flip_rate: np.ndarr
     p = p.astype(np.float64)
     p[:, true_class] += 1 - flip_rate
     return p
+
+
+def flip_labels(given: Tensor, n_classes: int, *, share: float, seed: int) -> Tensor:
+    """Move a random `share` of the labels, [N], to a random other class (`audit_injection`): [N]."""
+    rng = generator("audit", seed)
+    moved = torch.randperm(len(given), generator=rng)[: round(share * len(given))]
+    labels = given.clone()
+    labels[moved] = (given[moved] + torch.randint(1, n_classes, (len(moved),), generator=rng)) % n_classes
+    return labels

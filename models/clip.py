@@ -25,8 +25,8 @@ from models import digits_clip
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import write_atomically
+from utils.log import log, quiet_downloads
 from utils.rng import seeded
-from utils.run.progress import quiet_downloads, tell
 
 Tokenizer = Callable[[list[str]], Tensor]
 # OpenAI's own names. Their weights were trained with QuickGELU, which open_clip spells as another architecture.
@@ -156,9 +156,9 @@ def quiet_hub() -> Iterator[None]:
 
 def _download(cfg: Config, name: str) -> dict[str, Tensor]:
     source = get_pretrained_cfg(name, cfg.pretrained)
-    tell(cfg, f"fetching the weights '{cfg.pretrained}' of {cfg.backbone} (kept in {cfg.weights_dir})")
+    log.info(f"fetching the weights '{cfg.pretrained}' of {cfg.backbone} (kept in {cfg.weights_dir})")
     try:
-        with quiet_hub(), quiet_downloads(cfg):
+        with quiet_hub(), quiet_downloads():
             path = download_pretrained(source, cache_dir=cfg.weights_dir)
     except Exception as error:  # every client and proxy fails in its own way; the remedy is one
         where = source.get("url") or f"the Hugging Face hub, {source.get('hf_hub')}"
@@ -176,7 +176,7 @@ def _digits_weights(cfg: Config) -> dict[str, Tensor]:
     recipe = hashlib.sha256(Path(digits_clip.__file__).read_bytes()).hexdigest()[:8]
     path = Path(cfg.weights_dir) / f"digits-{recipe}.pt"
     if not path.is_file():
-        tell(cfg, f"making the weights of backbone 'digits' from rendered typefaces, once (kept at {path})")
+        log.info(f"making the weights of backbone 'digits' from rendered typefaces, once (kept at {path})")
         state = digits_clip.pretrain(progress=not cfg.quiet)
         write_atomically(path, lambda file: torch.save(state, file))
     return read_state_dict(path)

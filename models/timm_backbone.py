@@ -12,7 +12,7 @@ from models.clip import quiet_hub, read_state_dict, require_same_architecture
 from models.fast.checkpointing import has_batch_statistics, micro_batched
 from utils.config import Config
 from utils.errors import UserError
-from utils.run.progress import quiet_downloads, tell
+from utils.log import log, quiet_downloads
 
 # The paper's four; any other timm name is taken as it is.
 TABLE4 = {
@@ -78,9 +78,9 @@ def _load(cfg: Config) -> nn.Module:
         raise UserError(
             f"pretrained: '{cfg.pretrained}' is no weights file; a timm backbone brings its own weights, so leave the key out"
         )
-    tell(cfg, f"fetching the weights of {name} (kept in {cfg.weights_dir})")
+    log.info(f"fetching the weights of {name} (kept in {cfg.weights_dir})")
     try:
-        with quiet_hub(), quiet_downloads(cfg):
+        with quiet_hub(), quiet_downloads():
             return timm.create_model(name, pretrained=True, num_classes=0, cache_dir=cfg.weights_dir, **options)
     except Exception as error:  # every client and proxy fails in its own way; the remedy is one
         hub = timm.get_pretrained_cfg(name)

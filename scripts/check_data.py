@@ -28,9 +28,10 @@ sys.path.insert(0, str(ROOT))
 from datasets import Data, build_data  # noqa: E402 (the path comes first)
 from datasets.base import labels_sha256  # noqa: E402
 from utils.config import REAL_NOISE, Config, load_config  # noqa: E402
-from utils.errors import UserError, cli  # noqa: E402
+from utils.errors import UserError  # noqa: E402
 from utils.files import write_text  # noqa: E402
 from utils.metrics import selection_quality  # noqa: E402
+from utils.run.cli import cli  # noqa: E402
 from utils.selection.selected_set import clean_set_path, load_clean_set  # noqa: E402
 
 FINGERPRINTS = Path(__file__).with_name("noise_fingerprints.json")

@@ -41,10 +41,11 @@ import main_small_loss  # noqa: E402
 from datasets import build_data, build_loaders  # noqa: E402
 from models import build_zero_shot  # noqa: E402
 from utils.config import NOISE_MODES, REAL_NOISE, Config, dump_config, load_config  # noqa: E402
-from utils.errors import UserError, cli  # noqa: E402
+from utils.errors import UserError  # noqa: E402
 from utils.files import write_text  # noqa: E402
 from utils.metrics import selection_quality  # noqa: E402
 from utils.report.samples_csv import read_samples  # noqa: E402
+from utils.run.cli import cli  # noqa: E402
 from utils.run.run import choose_device  # noqa: E402
 
 NOISES = ("sym0.2", "sym0.4", "asym0.3", "idn0.4")

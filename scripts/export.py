@@ -41,9 +41,10 @@ sys.path.insert(0, str(ROOT))
 
 from datasets import Data, build_data  # noqa: E402 (the path comes first)
 from utils.config import Config, load_config  # noqa: E402
-from utils.errors import UserError, cli  # noqa: E402
+from utils.errors import UserError  # noqa: E402
 from utils.files import write_atomically, write_text  # noqa: E402
 from utils.report.samples_csv import Sample, read_samples  # noqa: E402
+from utils.run.cli import cli  # noqa: E402
 
 MODEL = "DeFT"
 CLEANLAB = ("is_label_issue", "label_score", "given_label", "predicted_label")

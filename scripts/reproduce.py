@@ -48,8 +48,9 @@ from paper import (  # noqa: E402 (the path comes first)
 )
 
 from utils.config import Config, load_config  # noqa: E402
-from utils.errors import UserError, cli  # noqa: E402
+from utils.errors import UserError  # noqa: E402
 from utils.files import write_text  # noqa: E402
+from utils.run.cli import cli  # noqa: E402
 
 # Settings that say where a run takes place, not what comes out of it.
 MACHINE = (

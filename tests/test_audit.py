@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import main_phase1
-from utils.report.audit import audit_labels, flip_labels, missed_at, write_audit
+from datasets.noise import flip_labels
+from utils.report.audit import audit_labels, missed_at, write_audit
 
 TINY = ("--cfg", "tiny.yaml", "--noise_mode", "sym", "--noise_ratio", "0.4", "epochs=1", "output_dir=run")
 NAMES = [f"class {c}" for c in range(10)]

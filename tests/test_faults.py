@@ -34,8 +34,9 @@ import main_real_phase1
 import utils.files
 from datasets import build_data
 from utils.config import Config, load_config
-from utils.errors import UserError, cli
+from utils.errors import UserError
 from utils.run.checkpoint import read_checkpoint, save_checkpoint
+from utils.run.cli import cli
 from utils.run.guards import CHECK_EVERY, LossGuard
 
 resource = pytest.importorskip("resource", reason="limits of a process are POSIX's")

@@ -29,7 +29,7 @@ from utils.report import report
 from utils.report.findings import summarise
 from utils.report.page import TEMPLATES, RunFacts, write_report
 from utils.run import run
-from utils.selection.rules import SampleScores
+from utils.selection.scores import SampleScores
 
 NAMES = ["cat", "قطة", "猫", "</script><script>window.hacked=1</script>", "\"dog\" & 'wolf'"]
 FACTS = RunFacts("pets, real", "p_clean > 0.5", {"seed": "0"}, {"output/a&b/samples.csv": "every verdict"})

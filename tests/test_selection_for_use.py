@@ -18,12 +18,13 @@ import main_real_phase1
 import main_small_loss
 from datasets import build_data, build_loaders
 from datasets.base import NoisyImages
+from datasets.noise import flip_labels
 from models import build_detector
 from utils.config import Config, load_config
 from utils.errors import UserError
 from utils.losses import clean_probability
-from utils.report.audit import flip_labels, missed_at
-from utils.report.report import write_samples
+from utils.report.audit import missed_at
+from utils.report.samples_csv import write_samples
 from utils.selection.rules import (
     SampleScores,
     above_half,

@@ -1,28 +1,26 @@
-"""The loops. They know steps, batches and means, and no method."""
+"""Training steps and ordered passes. They know steps, batches and means, and no method."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
+from datasets import Batch, Loader
 from utils.config import Config
 from utils.distributed import average_gradients
-from utils.run.guards import LossGuard, failures_explained
+from utils.run.guards import LossGuard
 from utils.run.run import Run
 from utils.run.signals import defer_signals
 
-# Loss to minimise, and scalars to average over the epoch.
-Step = Callable[[Any], tuple[Tensor, dict[str, Tensor]]]
-BAR_EVERY = 10  # reading a metric waits for the device, so the bar does it now and then
+BAR_EVERY = 10  # batches; reading a metric waits for the device
 
 
 def build_optimizer(cfg: Config, module: nn.Module) -> torch.optim.Optimizer:
-    """The settings' optimiser over all parameters that are trained."""
+    """The configured optimizer over all parameters that are trained."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     if cfg.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=cfg.lr, weight_decay=cfg.weight_decay)
@@ -30,9 +28,9 @@ def build_optimizer(cfg: Config, module: nn.Module) -> torch.optim.Optimizer:
 
 
 def build_schedule(name: str, optimizer: torch.optim.Optimizer, epochs: int) -> torch.optim.lr_scheduler.LRScheduler:
-    """Learning rate over epochs, to be stepped at the end of each: `cosine` annealing to 0, or `constant`.
+    """Learning rate over epochs, stepped at the end of each: `cosine` annealing to 0, or `constant`.
 
-    In closed form, so that a run that is resumed with more epochs goes on where the longer schedule would be.
+    In closed form, so that a run that is resumed with more epochs continues where the longer schedule would be.
     """
 
     def factor(epochs_done: int) -> float:
@@ -41,66 +39,80 @@ def build_schedule(name: str, optimizer: torch.optim.Optimizer, epochs: int) -> 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def train_one_epoch(
-    model: nn.Module,
-    loader: Any,
-    step: Step,
-    optimizer: torch.optim.Optimizer,
-    run: Run,
-    epoch: int,
-    *,
-    only: Tensor | None = None,
-) -> dict[str, float]:
-    """Minimise `step` over one epoch of the loader, or what a stopped run has left of it.
+class Epoch:
+    """One epoch of training, or what a stopped run has left of it: iterate over its batches and `update` with each loss.
 
     Args:
         only: bool [N]; batches are drawn from all samples, and the others left out of them.
-
-    Returns:
-        The epoch's means, images and seconds.
     """
-    model.train()
-    done = run.enter(epoch)
-    started = time.perf_counter() - done.seconds
-    batches = loader.shuffled(epoch, only, skip=done.batches)
-    bar = run.progress(batches, f"epoch {epoch}/{run.cfg.epochs}", len(loader), done.batches)
-    guard = LossGuard(run, epoch, loader.data.ids)
-    with defer_signals(), failures_explained(run.cfg):
-        for batch in bar:
-            with run.autocast():
-                loss, scalars = step(batch)
-            guard.watch(loss, batch.index, done.batches + 1)
-            optimizer.zero_grad(set_to_none=True)
-            run.scaler.scale(loss).backward()
-            average_gradients(model.parameters())
-            run.scaler.step(optimizer)
-            run.scaler.update()
-            done.count(len(batch.index), time.perf_counter() - started, loss=loss, **scalars)
-            if not bar.disable and done.batches % BAR_EVERY == 1:
-                bar.set_postfix({name: f"{value:.3g}" for name, value in done.means.read().items()})
-            run.stop_if_asked()
-        guard.look()
-    means = done.means.read()  # waits for the device, so that the clock below is true
-    done.seconds = time.perf_counter() - started
-    return {**means, "images": done.images, "train_seconds": done.seconds}
+
+    def __init__(
+        self,
+        run: Run,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loader: Loader,
+        epoch: int,
+        *,
+        only: Tensor | None = None,
+    ) -> None:
+        self.run, self.model, self.optimizer, self.loader = run, model, optimizer, loader
+        self.epoch, self.only = epoch, only
+        self.progress = run.start_epoch(epoch)
+        self.started = time.perf_counter() - self.progress.seconds
+        self.guard = LossGuard(run, epoch, loader.data.ids)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The epoch's batches. A signal is acted on between two of them, when the step before is complete."""
+        self.model.train()
+        done = self.progress
+        batches = self.loader.shuffled(self.epoch, self.only, skip=done.batches)
+        title = f"epoch {self.epoch}/{self.run.cfg.epochs}"
+        with defer_signals(), self.run.bar(batches, title, len(self.loader), done.batches) as bar:
+            for batch in bar:
+                yield batch
+                if not bar.disable and done.batches % BAR_EVERY == 1:
+                    bar.set_postfix({name: f"{value:.3g}" for name, value in done.means.read().items()})
+                self.run.stop_if_requested()
+            self.guard.check()
+
+    def update(self, batch: Batch, loss: Tensor, **scalars: Tensor) -> None:
+        """Minimise a batch's loss by one step, and add it and other scalars to the epoch's means."""
+        self.guard.record(loss, batch.index, self.progress.batches + 1)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.run.scaler.scale(loss).backward()
+        average_gradients(self.model.parameters())
+        self.run.scaler.step(self.optimizer)
+        self.run.scaler.update()
+        self.progress.count(len(batch.index), time.perf_counter() - self.started, loss=loss, **scalars)
+
+    def metrics(self) -> dict[str, float]:
+        """The epoch's means, images and seconds."""
+        means = self.progress.means.read()  # waits for the device, so that the clock below is right
+        self.progress.seconds = time.perf_counter() - self.started
+        return {**means, "images": self.progress.images, "train_seconds": self.progress.seconds}
 
 
 @torch.no_grad()
-def map_batches(model: nn.Module, loader: Any, function: Callable[[Any], Tensor], run: Run, *, title: str) -> Tensor:
+def map_batches(
+    model: nn.Module, loader: Loader, function: Callable[[Batch], Tensor], run: Run, *, title: str
+) -> Tensor:
     """`function` of every batch of an ordered pass, in evaluation mode; the results in order, [N, ...] on the device."""
     model.eval()
     results = []
-    with run.autocast(), defer_signals(), failures_explained(run.cfg):
-        for batch in run.progress(loader.ordered(), title, len(loader)):
+    with run.autocast(), defer_signals():
+        for batch in run.bar(loader.ordered(), title, len(loader)):
             results.append(function(batch))
-            run.stop_if_asked()
+            run.stop_if_requested()
     return torch.cat(results)
 
 
-def evaluate(model: nn.Module, tests: dict[str, Any], logits: Callable[[Tensor], Tensor], run: Run) -> dict[str, float]:
+def evaluate(
+    model: nn.Module, tests: dict[str, Loader], logits: Callable[[Tensor], Tensor], run: Run
+) -> dict[str, float]:
     """Accuracy in percent of `logits(images)` over one ordered pass of each test set, by name."""
 
-    def hits(batch: Any) -> Tensor:
+    def hits(batch: Batch) -> Tensor:
         return logits(batch.images).argmax(dim=-1) == batch.targets
 
     passes = {name: map_batches(model, loader, hits, run, title=name) for name, loader in tests.items()}

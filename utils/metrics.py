@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,3 +45,8 @@ def selection_quality(selected: Tensor, is_clean: Tensor | None) -> dict[str, fl
     precision = 100 * hits / max(1, int(selected.sum()))
     recall = 100 * hits / max(1, int(is_clean.sum()))
     return {"precision": precision, "recall": recall, "f1": 2 * precision * recall / max(precision + recall, 1e-12)}
+
+
+def has_both_kinds(is_clean: Tensor | np.ndarray | None) -> bool:
+    """Whether right and wrong labels are known, some of each, bool [N]; otherwise there is nothing to tell apart."""
+    return is_clean is not None and bool(is_clean.any()) and not bool(is_clean.all())

@@ -1,26 +1,44 @@
-"""One more pass over the train set when training is over, with test transforms: verdicts that no crop has changed."""
+"""Ordered passes over the train set: final scores, label-match, mixture selection, features.
+
+Every pass runs under test transforms, so that no crop changes what it says of an image.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from datasets import Batch, Loader
+from models import Detector, fit_class_vectors
+from utils.distributed import gather
 from utils.engine import map_batches
-from utils.losses import clean_probability, label_probability
+from utils.log import log
+from utils.losses import clean_probability, cross_entropy, label_probability
 from utils.run.run import Run
-from utils.selection.rules import Rule, SampleScores, by_margin, by_p_clean
+from utils.selection.prototypes import class_prototypes
+from utils.selection.rules import margin_score, mixture_posterior
+from utils.selection.scores import SampleScores
+
+IsClean = Callable[[Tensor, Tensor], Tensor]  # p_clean [B, C] and labels [B] -> bool [B]
+
+
+class Method(Protocol):
+    """What passes and reports need of a phase-1 method (`main_phase1.DeFT`)."""
+
+    detector: Detector
+    is_clean: IsClean
 
 
 class FinalScores(NamedTuple):
-    """What a detector says in the end.
+    """Scores under test transforms after training.
 
     Attributes:
-        given: verdicts on the given labels.
-        trained_score: score of each label trained on, of which some may have been injected (`utils.report.audit`), [N].
-        likelihood: softmax probability of each given label under the positive prompts, NaN where nobody looked, [N].
+        given: scores of the given labels.
+        trained_score: score of each label trained on, of which some may have been flipped for an audit, [N].
+        likelihood: softmax probability of each given label under the positive prompts, NaN where not seen, [N].
     """
 
     given: SampleScores
@@ -28,62 +46,107 @@ class FinalScores(NamedTuple):
     likelihood: Tensor
 
 
-def cache_text_features(detector: nn.Module, run: Run) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Images -> positive and negative logits with the prompts as they are now, encoded once."""
+def cache_text_features(detector: Detector, run: Run) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Images -> positive and negative logits with the current prompts, encoded once."""
     with torch.no_grad(), run.autocast():
         text = detector.text_features()
     return lambda images: detector(images, text)
 
 
-def score_train_set(
-    model: nn.Module,
-    logits: Callable[[Tensor], tuple[Tensor, Tensor]],
-    train: Any,
-    given: Tensor,
-    clean: Rule,
-    run: Run,
-) -> FinalScores:
-    """Verdicts of one ordered pass.
+def positive_logits(detector: Detector, run: Run) -> Callable[[Tensor], Tensor]:
+    """Images -> positive logits with the current prompts, encoded once: what a test image is classified by."""
+    logits = cache_text_features(detector, run)
+    return lambda images: logits(images)[0]
+
+
+def score_train_set(method: Method, train: Loader, given: Tensor, run: Run) -> FinalScores:
+    """Score given labels and labels trained on by the method's rule, or by the margin with `verdict=margin`.
 
     Args:
-        logits: images -> positive and negative logits, [B, C] each.
         train: loader whose labels are those trained on.
-        given: the labels as they were given, [N] on the device.
-        clean: the rule that calls a label clean.
+        given: the given labels, [N] on the device.
     """
     unseen = torch.full(given.shape, torch.nan, device=run.device)
-    look = FinalScores(SampleScores(len(given), None).to(run.device), unseen, unseen.clone())
+    final = FinalScores(SampleScores(len(given), None).to(run.device), unseen, unseen.clone())
+    logits = cache_text_features(method.detector, run)
 
-    def judge(batch: Any) -> Tensor:
+    def judge(p_clean: Tensor, logits_pos: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        if run.cfg.verdict == "margin":
+            score = margin_score(logits_pos, labels)
+            return {"selected": score > run.cfg.threshold, "score": score}
+        return {"selected": method.is_clean(p_clean, labels), "score": p_clean.gather(1, labels[:, None])[:, 0]}
+
+    def score_batch(batch: Batch) -> Tensor:
         logits_pos, logits_neg = logits(batch.images)
         p_clean = clean_probability(logits_pos, logits_neg)
         labels = given[batch.index]
-        said, of_trained = (
-            by_margin(logits_pos, y, run.cfg) if run.cfg.verdict == "margin" else by_p_clean(clean, p_clean, y, run.cfg)
-            for y in (labels, batch.targets)
-        )
-        look.given.record(batch.index, **said, logits=logits_pos)
-        look.trained_score[batch.index] = of_trained["score"].float()
-        look.likelihood[batch.index] = label_probability(logits_pos, labels)
+        final.given.record(batch.index, **judge(p_clean, logits_pos, labels), logits=logits_pos)
+        final.trained_score[batch.index] = judge(p_clean, logits_pos, batch.targets)["score"].float()
+        final.likelihood[batch.index] = label_probability(logits_pos, labels)
         return batch.index
 
-    map_batches(model, train, judge, run, title="verdicts")
-    return look
+    map_batches(method.detector, train, score_batch, run, title="verdicts")
+    return final
 
 
-def match_labels(zero_shot: nn.Module, train: Any, given: Tensor, run: Run) -> Tensor:
-    """Label-match's score of the given labels in one ordered pass; NaN where nobody looked, [N].
+def match_labels(zero_shot: nn.Module, train: Loader, given: Tensor, run: Run) -> Tensor:
+    """Label-match's score of the given labels; NaN where a sample was not seen, [N].
 
     Args:
-        zero_shot: CLIP as it is, images -> logits [B, C].
+        zero_shot: unmodified CLIP, images -> logits [B, C].
         train: loader of the samples, whatever its labels.
-        given: the labels as they were given, [N] on the device.
+        given: the given labels, [N] on the device.
     """
     score = torch.full(given.shape, torch.nan, device=run.device)
 
-    def judge(batch: Any) -> Tensor:
+    def score_batch(batch: Batch) -> Tensor:
         score[batch.index] = label_probability(zero_shot(batch.images), given[batch.index])
         return batch.index
 
-    map_batches(zero_shot, train, judge, run, title="label-match")
+    map_batches(zero_shot, train, score_batch, run, title="label-match")
     return score
+
+
+def select_by_mixture(model: nn.Module, train: Loader, scores: SampleScores, run: Run) -> None:
+    """GMM: a sample is clean when its posterior of the low-loss component is above 0.5."""
+    losses = torch.zeros(len(train.data), device=run.device)
+
+    def score_batch(batch: Batch) -> Tensor:
+        logits = model(batch.images).float()
+        losses[batch.index] = cross_entropy(logits, batch.targets)
+        scores.set_predictions(batch.index, logits)
+        return batch.index
+
+    seen = map_batches(model, train, score_batch, run, title="losses")
+    posterior = mixture_posterior(losses[seen], seed=run.cfg.seed).to(losses)
+    scores.set_selection(seen, selected=posterior > 0.5, score=posterior)
+
+
+def plain_features(detector: Detector, train: Loader, run: Run) -> Tensor:
+    """Image features of the backbone without its adapters, unit length: [N, embed_dim] on the CPU.
+
+    NaN for samples that the pass leaves out.
+    """
+    rows: list[Tensor] = []
+
+    def encode(batch: Batch) -> Tensor:
+        features = gather(detector.image_features(batch.images, adapted=False))
+        rows.append(features.float().cpu())  # features of millions of samples need not fit beside the model
+        return batch.index
+
+    index = map_batches(detector, train, encode, run, title="prototypes").cpu()
+    found = torch.cat(rows)
+    return found.new_full((len(train.data), found.shape[1]), torch.nan).index_copy(0, index, found)
+
+
+def start_class_vectors(detector: Detector, train: Loader, class_names: Sequence[str], run: Run) -> None:
+    """prompts=visual: fit each class's vectors to its trusted images; nothing with prompts=names, or when resuming."""
+    if run.cfg.prompts != "visual" or run.saved is not None:
+        return
+    features = plain_features(detector, train, run)
+    prototypes, confirmed = class_prototypes(features, train.targets.cpu(), len(class_names), seed=run.cfg.seed)
+    cosine = fit_class_vectors(detector, prototypes)
+    log.info(
+        f"prompts=visual: class vectors fitted to {int(confirmed.sum())} of {len(confirmed)} samples whose labels are "
+        f"confirmed out of fold; cosine {cosine.mean():.2f} on average, {cosine.min():.2f} at least"
+    )

@@ -16,7 +16,7 @@ import torchvision
 
 from utils.config import Config
 from utils.errors import UserError
-from utils.run.progress import quiet_downloads, tell
+from utils.log import log, quiet_downloads
 
 Split = tuple[np.ndarray, np.ndarray]
 
@@ -94,11 +94,11 @@ def plain_name(cfg: Config) -> str:
 
 
 def _download(cfg: Config) -> None:
-    tell(cfg, f"fetching {cfg.dataset} into {cfg.data_root}")
+    log.info(f"fetching {cfg.dataset} into {cfg.data_root}")
     archive = ARCHIVES[plain_name(cfg)]
     try:
         Path(cfg.data_root).mkdir(parents=True, exist_ok=True)
-        with quiet_downloads(cfg):
+        with quiet_downloads():
             archive(cfg.data_root, download=True)
     except Exception as error:  # a network fails in many ways
         raise UserError(

@@ -12,7 +12,7 @@ from datasets.readers.own_data import OwnData, check_distinct, data_folder, vali
 from datasets.readers.safe_paths import escapes_root, outside
 from utils.config import Config
 from utils.errors import UserError
-from utils.run.progress import tell
+from utils.log import log
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 TEST_FOLDERS = ("test", "val")  # the first that is there
@@ -60,13 +60,11 @@ def _class_images(cfg: Config, root: Path, split: str) -> dict[str, list[str]]:
     empty = [name for name, ids in found.items() if not ids]
     if empty:
         names = ", ".join(empty[:3])
-        tell(
-            cfg, f"image_folder: left out {len(empty)} folders of {top} without an image in them ({names})", always=True
-        )
+        log.warning(f"image_folder: left out {len(empty)} folders of {top} without an image in them ({names})")
     loose = [entry.name for entry in _scan(str(top)) if _is_image(entry)]
     if loose:
         text = f"image_folder: left out {len(loose)} images in {top} that lie in no class folder ({loose[0]})"
-        tell(cfg, text, always=True)
+        log.warning(text)
     return {name: ids for name, ids in found.items() if ids}
 
 

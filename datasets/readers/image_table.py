@@ -17,7 +17,7 @@ from datasets.readers.safe_paths import outside
 from datasets.readers.tables import read_table
 from utils.config import Config
 from utils.errors import UserError
-from utils.run.progress import tell
+from utils.log import log
 
 COLUMNS = {
     "path": ("file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img"),
@@ -100,7 +100,7 @@ def _entries(cfg: Config, root: Path, table: Path, source: str) -> dict[str, Ent
             )
         n_repeated += earlier is not entry
     if n_repeated:
-        tell(cfg, f"{source}: {n_repeated} rows say the same of an image again; each image counts once")
+        log.info(f"{source}: {n_repeated} rows say the same of an image again; each image counts once")
     return entries
 
 

@@ -13,7 +13,7 @@ from datasets.readers.layout import Listing
 from datasets.readers.names import code_like
 from utils.config import Config
 from utils.errors import UserError
-from utils.run.progress import tell
+from utils.log import log
 
 
 class OwnData(NamedTuple):
@@ -45,13 +45,11 @@ def validate(cfg: Config, own: OwnData) -> OwnData:
         _check_utf8(split)
     unclear = code_like(own.prompts or own.names) if cfg.prompts == "names" else []
     if unclear:
-        tell(
-            cfg,
-            f"warning: {len(unclear)} of {len(own.names)} class names look like codes ({', '.join(unclear[:3])}), and CLIP goes by words; give names with class_names=FILE, a CSV index,name or one name a line, or learn the classes from their images with prompts=visual",
-            always=True,
+        log.warning(
+            f"{len(unclear)} of {len(own.names)} class names look like codes ({', '.join(unclear[:3])}), and CLIP goes by words; give names with class_names=FILE, a CSV index,name or one name a line, or learn the classes from their images with prompts=visual"
         )
     if own.test is None:
-        tell(cfg, f"{cfg.dataset}: no test split, so nothing is held out and no accuracy is reported")
+        log.info(f"{cfg.dataset}: no test split, so nothing is held out and no accuracy is reported")
     return own
 
 

@@ -1,9 +1,9 @@
 """Settings: the schema and its loading."""
 
-from utils.config.load import (
+from utils.config.load import FLAGS, dump_config, load_config
+from utils.config.schema import (
     DATASETS,
     DEFAULTS,
-    FLAGS,
     LIMITS,
     NOISE_MODES,
     OWN_DATA,
@@ -11,8 +11,7 @@ from utils.config.load import (
     SCRIPTS,
     TYPES,
     Config,
-    dump_config,
-    load_config,
+    keys_that_affect,
 )
 
 __all__ = [
@@ -27,5 +26,6 @@ __all__ = [
     "TYPES",
     "Config",
     "dump_config",
+    "keys_that_affect",
     "load_config",
 ]

@@ -16,224 +16,20 @@ import math
 import os
 import re
 import reprlib
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin
 
 import yaml
 
+from utils.config.schema import DEFAULTS, LIMITS, SCRIPTS, TYPES, Config
 from utils.errors import UserError
-
-NOISE_MODES = ("sym", "asym", "str", "idn", "real")
-# Data of the user's own, which no protocol binds.
-OWN_DATA = ("image_folder", "image_table")
-# Labels that are wrong by nature; `noise_mode` and `noise_ratio` do not apply to these.
-REAL_NOISE = ("cifar10n", "cifar100n", "clothing1m", "webvision", *OWN_DATA)
-DATASETS = ("digits", "cifar10", "cifar100", "tiny_imagenet", "stanford_cars", "cub-200-2011", *REAL_NOISE)
-
+from utils.log import show
 
 MAX_DEPTH = 20  # of brackets in YAML
 
 
-def setting(
-    default: Any,
-    meaning: str,
-    *,
-    choices: tuple = (),
-    low: float = -math.inf,
-    high: float = math.inf,
-    below: float = math.inf,
-    pattern: str = "",
-):
-    """A setting with its meaning and the values it may take: `low` <= value <= `high`, value < `below`; text by `pattern`."""
-    limits = {"meaning": meaning, "choices": choices, "low": low, "high": high, "below": below, "pattern": pattern}
-    return field(default=default, metadata=limits)
-
-
-@dataclass(frozen=True)
-class Config:
-    """Every setting of every script. Not one of them is read from anywhere else."""
-
-    # Data and its noise
-    dataset: str = setting("digits", "data set", choices=DATASETS)
-    data_root: str = setting(
-        "data", "folder that holds the data sets; for image_folder and image_table that of the images"
-    )
-    table: str | None = setting(
-        None, "image_table: CSV, TSV or Parquet file with path and label (split, true_label) of each image"
-    )
-    allow_outside_root: bool = setting(
-        False, "read images that tables, lists or links put outside of the data set's folder, too"
-    )
-    download: bool = setting(True, "fetch CIFAR when it is missing; false never touches the network")
-    noise_mode: str = setting(
-        "sym", "label noise (symmetric, pair flip, structured, instance dependent, human)", choices=NOISE_MODES
-    )
-    noise_ratio: float = setting(0.4, "share of the train labels that are redrawn", low=0, below=1)
-    noise_file: str | None = setting(None, "where the noisy labels are kept (default: <data_root>/noise/...)")
-    class_names: list[str] | str | None = setting(
-        None,
-        "names for the prompts: a list, a text file of one name a line, or a CSV index,name[,prompt] (default: the data set's own)",
-    )
-    corrections: str | None = setting(
-        None, "CSV sample_id,action,label of checked train labels; action: keep, relabel or drop"
-    )
-    flip: bool | None = setting(
-        None, "mirror half the train images; false for digits, text, ... (default: the data set's own)"
-    )
-    num_samples: int = setting(
-        64000, "Clothing1M: size of the class-balanced train subset; 0 = every listed image", low=0
-    )
-    imagenet_val: bool = setting(True, "WebVision: test on ImageNet's validation images, too")
-    num_workers: int = setting(-1, "processes that read image files; -1 = one a core, at most 16; 0 = none", low=-1)
-    cache: str = setting(
-        "none", "keep resized image files: ram, disk (in cache_dir), or none", choices=("none", "ram", "disk")
-    )
-    cache_dir: str = setting("cache", "folder of cache=disk")
-    skip_unreadable: bool = setting(False, "leave out images that cannot be read, instead of stopping at the first")
-
-    # Backbone and what of it is trained
-    backbone: str = setting(
-        "ViT-B/16", "ViT-B/16, ViT-B/32, ViT-L/14, digits, an open_clip name, or an open_clip model config as JSON file"
-    )
-    pretrained: str = setting("openai", "open_clip tag, a weights file, or none for random weights")
-    resolution: int = setting(0, "image side in pixels; 0 = what the backbone was made for", low=0, high=10_000)
-    weights_dir: str = setting("weights", "folder for weights that are fetched, made, or put there by hand")
-    finetune: bool | str = setting(
-        False,
-        "train the transformer blocks themselves; all: every weight of the image tower",
-        choices=(True, False, "all"),
-    )
-    partial: int = setting(0, "adapt or fine-tune only the last n blocks; 0 = all of them", low=0)
-    bias_tuning: bool = setting(False, "train all biases of the image tower (BitFit)")
-    vpt_deep: bool = setting(False, "prompt tokens of their own for every block (VPT-deep)")
-    vpt_shallow: bool = setting(False, "prompt tokens at the first block only (VPT-shallow)")
-    vpt_len: int = setting(20, "prompt tokens a block", low=1, high=10_000)
-    lora: bool = setting(False, "LoRA on the queries and values")
-    adapter: bool = setting(False, "bottleneck adapter after the MLP (Houlsby et al.)")
-    adaptformer: bool = setting(False, "bottleneck adapter parallel to the MLP (AdaptFormer)")
-    ssf: bool = setting(False, "scale and shift the output of every linear layer (SSF)")
-    bottleneck: int = setting(8, "rank or inner width of LoRA, Adapter and AdaptFormer", low=1, high=10_000)
-    n_ctx: int = setting(16, "learnable context vectors of each prompt", low=1, high=64)
-    prompts: str = setting(
-        "names",
-        "what stands for a class in its prompts: its name, or visual: vectors learned from its images, where names mean nothing",
-        choices=("names", "visual"),
-    )
-    class_token_position: str = setting(
-        "end", "where the class name stands among the context vectors", choices=("end", "middle", "front")
-    )
-    text_chunk: int = setting(
-        1000, "class prompts encoded at a time; with more classes they are encoded again going backward; 0 = all", low=0
-    )
-
-    # Optimisation
-    epochs: int = setting(10, "passes over the train set", low=1)
-    warmup: int = setting(1, "first epochs, in which every sample is trained on", low=0)
-    batch_size: int = setting(64, "samples a step", low=1)
-    lnl_methods: str = setting(
-        "CE", "training method of the baselines", choices=("CE", "ELR", "SCE", "GMM", "GCE", "TURN")
-    )
-    strategy: str = setting("small_loss", "detection rule of main_small_loss", choices=("small_loss", "label_match"))
-    optimizer: str = setting("sgd", "optimiser", choices=("sgd", "adamw"))
-    lr: float = setting(3e-2, "learning rate", low=0)
-    momentum: float = setting(0.9, "momentum of SGD", low=0, below=1)
-    weight_decay: float = setting(5e-4, "weight decay", low=0)
-    lr_schedule: str | None = setting(
-        None, "learning rate over the epochs (default: the script's own)", choices=("cosine", "constant")
-    )
-    selection: str | None = setting(
-        None,
-        "verdicts of phase 1: online (of the last epoch's steps, the paper's), or final (one pass with test transforms "
-        "after it); default: online for the paper's data sets, final for one's own unless verdict=margin",
-        choices=("online", "final"),
-    )
-    verdict: str = setting(
-        "p_clean",
-        "phase 1 judges a label by p_clean (the paper's), or by its margin over the other classes under the positive "
-        "prompts: the mean of all epochs' steps, or with selection=final of the pass after them; same training",
-        choices=("p_clean", "margin"),
-    )
-    threshold: float = setting(0.5, "phase 1: a label with a score above it is clean in the end", low=0, high=1)
-    review_budget: int | str | None = setting(
-        None,
-        "n or n%: exactly so many samples with the lowest scores are not selected, all others are (default: the rule)",
-        low=0,
-        pattern=r"\d{1,18}|(\d{1,2}(\.\d+)?|100(\.0+)?)%",
-    )
-    audit_injection: float = setting(
-        0.0,
-        "phase 1: share of the labels that are flipped before training, to see how many of them are caught (audit.json)",
-        low=0,
-        below=0.5,
-    )
-    sort_samples: bool = setting(False, "samples.csv: most suspicious samples first, instead of the data set's order")
-    positive_weight: float = setting(1.0, "weight of the positive term of L_dp (0.25 for severe noise)", low=0)
-    max_steps: int = setting(
-        0, "at most this many batches in each pass over data, for trying things out; 0 = all", low=0
-    )
-
-    # Machine
-    seed: int = setting(0, "seed of everything that chance decides", low=0, high=2**32 - 2)
-    device: str = setting(
-        "auto", "auto (CUDA, then MPS, then CPU), cuda, mps or cpu", choices=("auto", "cuda", "mps", "cpu")
-    )
-    gpuid: int = setting(0, "which CUDA device", low=0)
-    prec: str = setting(
-        "amp",
-        "fp32, amp (mixed, fp32 master weights), bf16 (mixed, always bfloat16), fp16 (half weights, as released)",
-        choices=("fp32", "amp", "bf16", "fp16"),
-    )
-    deterministic: bool = setting(False, "on CUDA, too, the same command gives the same bits (slower)")
-    tf32: bool = setting(False, "fp32 matrix products in TensorFloat-32 (faster on CUDA, about 3 digits)")
-    compile: bool = setting(False, "torch.compile the towers (minutes at the start, faster steps)")
-    grad_checkpointing: bool = setting(
-        False, "compute the image tower's blocks again going backward: less memory, slower"
-    )
-    micro_batches: int = setting(
-        1, "the image tower takes each batch in so many parts, each computed again going backward; same update", low=1
-    )
-
-    # Files
-    output_dir: str | None = setting(None, "run folder (default: output/<script>/<dataset>/<noise>/seed<k>)")
-    clean_set: str | None = setting(
-        None, "selected set to write in phase 1 and to read in phase 2 (default: phase1/<dataset>/<noise>.pt)"
-    )
-    report: bool = setting(False, "write report.html and plots of the selection, for looking at suspicious labels")
-    report_to: str = setting(
-        "none", "tensorboard: write the figures of metrics.jsonl for it, too", choices=("none", "tensorboard")
-    )
-    quiet: bool = setting(
-        False, "print warnings, final figures and what was written alone; log.txt stays complete (--quiet)"
-    )
-    resume: bool = setting(False, "go on from the run folder's checkpoint (--resume)")
-
-    @property
-    def noise_tag(self) -> str:
-        """Short name of the noise in paths and tables: `sym0.4`, or `real`, which has no ratio."""
-        real = self.noise_mode == "real" or self.dataset in REAL_NOISE
-        return "real" if real else f"{self.noise_mode}{self.noise_ratio:g}"
-
-    @property
-    def selects(self) -> str:
-        """When phase 1 takes its verdicts: `online` or `final`."""
-        own = self.dataset in OWN_DATA and self.verdict == "p_clean"
-        return self.selection or ("final" if own else "online")
-
-
-TYPES: dict[str, Any] = get_type_hints(Config)
-DEFAULTS = {f.name: f.default for f in fields(Config)}
-LIMITS = {f.name: f.metadata for f in fields(Config)}
-SCRIPTS = (
-    "main_phase1",
-    "main_phase2",
-    "main_real_phase1",
-    "main_real_phase2",
-    "main_small_loss",
-    "main_baseline",
-    "main_real_baseline",
-)
 # The paper's scripts take these as flags; each is the key of the same name.
 FLAGS = ("noise_mode", "noise_ratio", "gpuid", "backbone", "lnl_methods", "strategy")
 
@@ -259,7 +55,9 @@ def load_config(argv: list[str] | None, *, script: str) -> Config:
             raise UserError(f"command line: '{item}' is not of the form key=value")
         values[name] = _checked(name, _from_text(name, text), "command line")
     values |= {name: True for name in ("resume", "quiet") if getattr(args, name)}
-    return Config(**values)
+    cfg = Config(**values)
+    show(quiet=cfg.quiet)
+    return cfg
 
 
 def dump_config(cfg: Config) -> str:

@@ -5,8 +5,8 @@ would be too few: a weak negative prompt lets wrong labels through. That count d
 more than the suggestions' own errors, because the two verdicts on a label differ only where the suggestion is wrong;
 missed and false alarms partly cancel. The error rate on the test split, whose labels are trusted, therefore bounds it.
 
-Known wrong labels (`inject`) show what the model has learnt by heart: a share of the labels is flipped before training,
-and the share of them that is caught in the end tells how far the verdicts can be believed.
+Labels flipped before training (`audit_injection`) measure memorisation: the share of them that is caught afterwards tells
+how far the verdicts can be believed.
 """
 
 from __future__ import annotations
@@ -19,12 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
-from torch import Tensor
 
 from utils.files import write_text
-from utils.rng import generator
 
 BUDGETS = (1, 2, 5, 10, 20, 30, 50)  # percent of the samples
 N_PAIRS = 50
@@ -58,15 +55,6 @@ class Audit:
     n_injected: int
 
 
-def flip_labels(given: Tensor, n_classes: int, *, share: float, seed: int) -> Tensor:
-    """The labels, [N], with a random `share` of them moved to a random other class, [N]."""
-    chance = generator("audit", seed)
-    moved = torch.randperm(len(given), generator=chance)[: round(share * len(given))]
-    labels = given.clone()
-    labels[moved] = (given[moved] + torch.randint(1, n_classes, (len(moved),), generator=chance)) % n_classes
-    return labels
-
-
 def audit_labels(
     given: ArrayLike,
     score: ArrayLike,
@@ -89,7 +77,7 @@ def audit_labels(
         suggested: the class that the model suggests; -1 where nobody looked, [N].
         selected: whether the rule calls the given label clean, bool [N].
         error: error rate of the suggestions on held-out samples with trusted labels, in percent.
-        trained: the labels trained on, where some were injected (`inject`), [N].
+        trained: the labels trained on, where some were injected (`datasets.noise.flip_labels`), [N].
         trained_score: score of those labels, [N].
     """
     given, score, suggested, selected = (np.asarray(x) for x in (given, score, suggested, selected))

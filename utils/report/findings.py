@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 from torch import Tensor
 
-from utils.metrics import selection_quality
+from utils.metrics import has_both_kinds, selection_quality
 from utils.selection.rules import SampleScores
 
 N_BINS = 40  # of the histogram
@@ -126,11 +126,6 @@ def summarise(
         pairs=sorted(pairs, key=lambda p: (-p.count, p.given, p.suggested)),
         charts=_training(history) + (_curves(scores, is_clean.cpu().numpy()) if is_clean is not None else []),
     )
-
-
-def has_both_kinds(is_clean: Tensor | np.ndarray | None) -> bool:
-    """Whether right and wrong labels are known, some of each, bool [N]: else there is nothing to tell apart."""
-    return is_clean is not None and bool(is_clean.any()) and not bool(is_clean.all())
 
 
 def _field(audit: Any, name: str) -> Any:

@@ -1,119 +1,113 @@
-"""What a run tells about every sample, and how good its selection is."""
+"""The results of a run: selected set, samples.csv, audit, page and summary."""
 
 from __future__ import annotations
 
-import csv
-import io
-import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+import inspect
+import textwrap
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from utils.files import write_text
-from utils.metrics import selection_quality
-from utils.passes import FinalScores, cache_text_features, match_labels, score_train_set
+from datasets import Data, Loader
+from models import build_zero_shot
+from utils.files import as_csv, write_text
+from utils.log import RESULT, log
+from utils.metrics import has_both_kinds, selection_quality
+from utils.passes import FinalScores, IsClean, Method, match_labels, score_train_set
 from utils.report.audit import Audit, audit_labels, write_audit
-from utils.report.findings import has_both_kinds
+from utils.report.samples_csv import write_samples
 from utils.run.run import Run
-from utils.selection.rules import Rule, SampleScores, describe, review_mask
+from utils.selection.rules import review_mask
+from utils.selection.scores import SampleScores
 from utils.selection.selected_set import save_clean_set
 
-COLUMNS = (
-    "sample_id",
-    "given_label",
-    "given_class",
-    "suggested_label",
-    "suggested_class",
-    "label_score",
-    "is_clean",
-    "true_label",
-    "suggested_score",
-    "margin",
-)
 
-
-def report_verdicts(
-    run: Run,
-    data: Any,
-    detector: nn.Module,
-    train: Any,
-    verdicts: SampleScores,
-    clean: Rule,
-    path: Path,
-    *,
-    zero_shot: Callable[[], nn.Module],
-) -> dict[str, Any]:
-    """`report_selection` of a trained detector, with the second look, audit and rivals that the settings ask for.
+def report_detection(run: Run, data: Data, method: Method, loaders: dict[str, Loader], scores: SampleScores) -> dict:
+    """`report_selection` of a phase-1 method, with the final pass, audit and comparisons that are configured.
 
     Args:
-        train: loader of the samples with the labels trained on, of which some may have been injected.
-        clean: the rule that calls a label clean.
-        path: the selected set's.
-        zero_shot: builds CLIP as it is, to compare with on the page.
+        loaders: `train` (its labels are those trained on, some of them flipped for an audit) and the test sets.
     """
-    cfg, found, rivals = run.cfg, None, {}
+    cfg, train, audit, rivals = run.cfg, loaders["train"], None, {}
     given = data.train.given.to(run.device)
+    if cfg.verdict == "margin":
+        scores.select_by_mean_margin(cfg.threshold)
     if cfg.selects == "final" or cfg.audit_injection or cfg.report:
-        look = score_train_set(detector, cache_text_features(detector, run), train, given, clean, run)
-        # What was said about an injected label says nothing about the given one.
-        verdicts.take(look.given, (train.targets != given) | (cfg.selects == "final"))
-        found = report_audit(run, data, look, train.data.given)
-        rivals["small-loss of this model"] = look.likelihood
-    if cfg.report and cfg.prompts == "names" and has_both_kinds(data.train.is_clean):  # else there is no curve
-        rivals["label-match"] = match_labels(run.place(zero_shot()), train, given, run)
-    return report_selection(run, data, verdicts, path, rule=describe(clean, cfg), audit=found, rivals=rivals)
+        final = score_train_set(method, train, given, run)
+        # The score of a flipped label is not that of the given one.
+        scores.copy_from(final.given, (train.targets != given) | (cfg.selects == "final"))
+        audit = report_audit(run, data, final)
+        rivals["small-loss of this model"] = final.likelihood
+    if cfg.report and cfg.prompts == "names" and has_both_kinds(data.train.is_clean):  # otherwise there is no curve
+        zero_shot = run.prepare(build_zero_shot(cfg, data.prompt_names))
+        rivals["label-match"] = match_labels(zero_shot, train, given, run)
+    rule, source = describe(method.is_clean, run)
+    return report_selection(run, data, loaders, scores, rule=rule, rule_source=source, audit=audit, rivals=rivals)
+
+
+def describe(is_clean: IsClean, run: Run) -> tuple[str, str | None]:
+    """What selected the samples: in words (the rule's docstring, threshold and moment), and the rule's source code."""
+    cfg, online = run.cfg, run.cfg.selects == "online"
+    if cfg.verdict == "margin":
+        when = "on average over the epochs" if online else "after the last epoch"
+        return f"(1 + margin of the label under the positive prompts) / 2 > {cfg.threshold:g} {when}", None
+    when = "in the last epoch" if online else "after the last epoch"
+    words = (is_clean.__doc__ or f"{is_clean.__qualname__}.").partition(". ")[0].strip().rstrip(".")
+    try:
+        source = textwrap.dedent(inspect.getsource(is_clean))
+    except OSError:  # typed into a console
+        source = None
+    return f"{words}, threshold {cfg.threshold:g}, {when}", source
 
 
 def report_selection(
     run: Run,
-    data: Any,
-    verdicts: SampleScores,
-    path: Path,
+    data: Data,
+    loaders: dict[str, Loader],
+    scores: SampleScores,
     *,
     rule: str,
+    rule_source: str | None = None,
     audit: Audit | None = None,
     rivals: dict[str, Tensor] | None = None,
-) -> dict[str, Any]:
-    """Write the selected set to `path`, samples.csv, and with `report` the page; returns the summary's share on the selection.
+) -> dict:
+    """Write the selected set, samples.csv, with `report` the page, and summary.json; returns the summary.
 
     Args:
-        data: the data set of the run (`datasets.Data`).
-        rule: how the samples were selected, in words, for the selected set's .json and the page.
+        rule: how the samples were selected, in words, for the selected set's .json and the page; `rule_source`: as code.
         audit: estimates for the page.
         rivals: scores of the given labels by other rules, [N] by name, to compare on the page.
     """
-    train, budget = data.train, run.cfg.review_budget
-    if budget is not None:
-        verdicts.selected[:] = ~review_mask(verdicts.score, budget) & verdicts.score.isfinite()
-        rule = f"not among the {budget} lowest scores of {rule}"
-    selected = verdicts.selected.cpu()
-    save_clean_set(path, selected, train.fingerprint(), rule=rule, seed=run.cfg.seed)
-    write_samples(run.folder / "samples.csv", train, verdicts, data.class_names, suspicious_first=run.cfg.sort_samples)
-    if run.cfg.report:
-        write_page(run, data, verdicts, path, rule=rule, audit=audit, rivals=rivals)
+    train, cfg, path = data.train, run.cfg, run.selected_set
+    if cfg.review_budget is not None:
+        scores.selected[:] = ~review_mask(scores.score, cfg.review_budget) & scores.score.isfinite()
+        rule = f"not among the {cfg.review_budget} lowest scores of {rule}"
+    selected = scores.selected.cpu()
+    save_clean_set(path, selected, train.fingerprint(), rule=rule, rule_source=rule_source, seed=cfg.seed)
+    write_samples(run.folder / "samples.csv", train, scores, data.class_names, suspicious_first=cfg.sort_samples)
+    if cfg.report:
+        write_page(run, data, scores, rule=rule, audit=audit, rivals=rivals)
     last = run.history[-1] if run.history else {}
-    return {
+    summary = {
         **selection_quality(selected, train.is_clean),
         "precision_batch_mean": last.get("precision_batch_mean"),
         "recall_batch_mean": last.get("recall_batch_mean"),
         "n_samples": len(selected),
         "n_selected": int(selected.sum()),
+        **report_unreadable(run, loaders),
     }
+    return run.finish(summary, [path, run.folder / "samples.csv"])
 
 
 def write_page(
     run: Run,
-    data: Any,
-    verdicts: SampleScores,
-    path: Path,
+    data: Data,
+    scores: SampleScores,
     *,
     rule: str,
     audit: Audit | None,
     rivals: dict[str, Tensor] | None,
 ) -> None:
-    """report.html and plots/*.png in the run folder. `path`: the selected set, which the page names."""
+    """Write report.html into the run directory."""
     from utils.report.page import RunFacts, write_report  # matplotlib takes a second to import
 
     cfg = run.cfg
@@ -123,7 +117,7 @@ def write_page(
         settings={"script": run.script, "backbone": cfg.backbone, "epochs": str(cfg.epochs), "seed": str(cfg.seed)},
         files={
             str(run.folder / "samples.csv"): "the verdict on every sample",
-            str(path): "the selected set, for phase 2",
+            str(run.selected_set): "the selected set, for phase 2",
             str(run.folder / "summary.json"): "the figures of the run",
             str(run.folder / "plots"): "the charts of this page as pictures",
             "corrections.csv": "your verdicts, once you save them here",
@@ -133,19 +127,18 @@ def write_page(
         run.folder / "report.html",
         run_facts=facts,
         data=data,
-        verdicts=verdicts,
+        verdicts=scores,
         history=run.history,
         audit=audit,
         rival_scores=rivals,
         plots=run.folder / "plots",
     )
-    run.say(
-        f"wrote {written[0]} and {len(written) - 1} plots: open it in a browser to judge the suspicious labels",
-        always=True,
+    log.log(
+        RESULT, f"wrote {written[0]} and {len(written) - 1} plots: open it in a browser to judge the suspicious labels"
     )
 
 
-def report_unreadable(run: Run, loaders: dict[str, Any]) -> dict[str, int]:
+def report_unreadable(run: Run, loaders: dict[str, Loader]) -> dict[str, int]:
     """Say which images were left out (`skip_unreadable`) and list them in unreadable.csv; returns their number."""
     rows = [
         (split, loader.data.ids[i], why)
@@ -154,72 +147,29 @@ def report_unreadable(run: Run, loaders: dict[str, Any]) -> dict[str, int]:
     ]
     if rows:
         path = run.folder / "unreadable.csv"
-        write_text(path, _csv([("split", "sample_id", "reason"), *sorted(rows)]))
+        write_text(path, as_csv([("split", "sample_id", "reason"), *sorted(rows)]))
         names = ", ".join(name for _, name, _ in sorted(rows)[:3])
-        run.say(
-            f"left out {len(rows)} images that cannot be read ({names}{', ...' if len(rows) > 3 else ''}): see {path}",
-            always=True,
+        log.warning(
+            f"left out {len(rows)} images that cannot be read ({names}{', ...' if len(rows) > 3 else ''}): see {path}"
         )
     return {"n_unreadable": len(rows)}
 
 
-def report_audit(run: Run, data: Any, look: FinalScores, trained: Tensor) -> Audit:
-    """Write audit.json and say the estimated share of wrong labels. `trained`: the labels trained on, [N]."""
-    verdicts = look.given
+def report_audit(run: Run, data: Data, final: FinalScores) -> Audit:
+    """Write audit.json and log the estimated share of wrong labels."""
+    scores = final.given
     accuracy = run.history[-1].get("test_accuracy") if run.history else None
     found = audit_labels(
         data.train.given,
-        verdicts.score.cpu(),
-        verdicts.suggested.cpu(),
-        verdicts.selected.cpu(),
+        scores.score.cpu(),
+        scores.suggested.cpu(),
+        scores.selected.cpu(),
         data.class_names,
         error=None if accuracy is None else 100 - accuracy,
-        trained=trained,
-        trained_score=look.trained_score.cpu(),
+        trained=data.train.targets,
+        trained_score=final.trained_score.cpu(),
     )
     write_audit(run.folder / "audit.json", found)
     low, high = found.interval
-    run.say(f"estimated share of wrong labels: {found.noise_rate:.1f} % ({low:.1f} to {high:.1f})", always=True)
+    log.log(RESULT, f"estimated share of wrong labels: {found.noise_rate:.1f} % ({low:.1f} to {high:.1f})")
     return found
-
-
-def write_samples(
-    path: Path, train: Any, verdicts: SampleScores, class_names: Sequence[str], *, suspicious_first: bool = False
-) -> None:
-    """samples.csv: one row a train sample, in the data set's order or by rising score.
-
-    `label_score` is the score of the given label in [0, 1], low = suspicious; `suggested_score` is the probability of the
-    suggested class, `margin` that minus the second best. They and the suggestion are empty for a sample that was never
-    looked at (`max_steps`), and such samples come last. `true_label` is empty when nobody knows it.
-
-    Args:
-        train: the train split (`datasets.NoisyImages`).
-    """
-    truths = train.true.tolist() if train.true is not None else [""] * len(train)
-    columns = (
-        train.given,
-        verdicts.suggested,
-        verdicts.score,
-        verdicts.selected,
-        verdicts.suggested_score,
-        verdicts.margin,
-    )
-    rows = list(zip(train.ids, truths, *(c.cpu().tolist() for c in columns)))
-    if suspicious_first:
-        rows.sort(key=lambda row: math.inf if math.isnan(row[4]) else row[4])
-    table: list[tuple] = [COLUMNS]
-    for name, truth, label, suggestion, score, selected, suggested_score, margin in rows:
-        suggested = (suggestion, class_names[suggestion]) if suggestion >= 0 else ("", "")
-        label_score, *others = (_figure(x) for x in (score, suggested_score, margin))
-        table.append((name, label, class_names[label], *suggested, label_score, selected, truth, *others))
-    write_text(path, _csv(table))
-
-
-def _figure(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.9g}"
-
-
-def _csv(rows: list[tuple]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()

@@ -1,15 +1,31 @@
-"""samples.csv read back: the verdicts of a run on every train sample."""
+"""samples.csv, one row per train sample: the only code that knows its columns."""
 
 from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from datasets import NoisyImages
 from utils.errors import UserError
+from utils.files import as_csv, write_text
+from utils.selection.scores import SampleScores
 
-REQUIRED = ("sample_id", "given_label", "given_class", "suggested_label", "suggested_class", "label_score", "is_clean")
+COLUMNS = (
+    "sample_id",
+    "given_label",
+    "given_class",
+    "suggested_label",
+    "suggested_class",
+    "label_score",
+    "is_clean",
+    "true_label",
+    "suggested_score",
+    "margin",
+)
+REQUIRED = COLUMNS[:7]
 
 
 class Sample(NamedTuple):
@@ -80,3 +96,37 @@ def _sample(row: dict[str, str], where: str) -> Sample:
 
 def _number(text: str) -> float:
     return float(text) if text else math.nan
+
+
+def write_samples(
+    path: Path, train: NoisyImages, scores: SampleScores, class_names: Sequence[str], *, suspicious_first: bool = False
+) -> None:
+    """samples.csv: one row a train sample, in the data set's order or by rising score.
+
+    `label_score` is the score of the given label in [0, 1], low = suspicious; `suggested_score` is the probability of the
+    suggested class, `margin` that minus the second best. They and the suggestion are empty for a sample that was never
+    seen (`max_steps`), and such samples come last. `true_label` is empty when nobody knows it.
+
+    """
+    truths = train.true.tolist() if train.true is not None else [""] * len(train)
+    columns = (
+        train.given,
+        scores.suggested,
+        scores.score,
+        scores.selected,
+        scores.suggested_score,
+        scores.margin,
+    )
+    rows = list(zip(train.ids, truths, *(c.cpu().tolist() for c in columns)))
+    if suspicious_first:
+        rows.sort(key=lambda row: math.inf if math.isnan(row[4]) else row[4])
+    table: list[tuple] = [COLUMNS]
+    for name, truth, label, suggestion, score, selected, suggested_score, margin in rows:
+        suggested = (suggestion, class_names[suggestion]) if suggestion >= 0 else ("", "")
+        label_score, *others = (_figure(x) for x in (score, suggested_score, margin))
+        table.append((name, label, class_names[label], *suggested, label_score, selected, truth, *others))
+    write_text(path, as_csv(table))
+
+
+def _figure(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.9g}"

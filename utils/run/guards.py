@@ -1,20 +1,22 @@
-"""What stops a run, or warns, before it wastes a night: a loss that is no number, no memory, a dead worker process, a
-selection of all or none."""
+"""Stop on a non-finite loss, explain memory that ran out or workers that died, warn when nothing or everything is selected."""
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from utils.config import Config
-from utils.errors import UserError, is_out_of_memory
-from utils.run.run import Run
+from utils.errors import UserError, first_line, is_out_of_memory
+from utils.log import log
 
-CHECK_EVERY = 50  # steps; looking waits for a GPU, but not for a CPU
+if TYPE_CHECKING:
+    from utils.run.run import Run
+
+CHECK_EVERY = 50  # steps; a check waits for a GPU, but not for a CPU
 
 
 class LossGuard:
@@ -25,14 +27,14 @@ class LossGuard:
         self.every = 1 if run.device.type == "cpu" else CHECK_EVERY
         self.seen: list[tuple[Tensor, int, Tensor]] = []
 
-    def watch(self, loss: Tensor, index: Tensor, batch: int) -> None:
+    def record(self, loss: Tensor, index: Tensor, batch: int) -> None:
         """Remember the loss of samples `index`, the epoch's batch number `batch`."""
         self.seen.append((loss.detach().isfinite(), batch, index))
         if len(self.seen) >= self.every:
-            self.look()
+            self.check()
 
-    def look(self) -> None:
-        """Look at what was remembered.
+    def check(self) -> None:
+        """Check the losses recorded since the last check.
 
         Raises:
             UserError: a loss was not finite; where gradients are scaled, which skips such steps, all were.
@@ -49,39 +51,33 @@ class LossGuard:
         )
 
 
-@contextlib.contextmanager
-def failures_explained(cfg: Config) -> Iterator[None]:
-    """Say what to lower when memory runs out or a worker process dies.
-
-    Raises:
-        UserError: out of memory; a worker that reads images died.
-    """
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if "DataLoader worker" in str(error):  # raised by a signal handler, so in whatever the run was at
-            raise UserError(
-                f"a process that reads images died ({str(error).splitlines()[0]}); memory or /dev/shm may be full: lower num_workers or batch_size, then go on with --resume"
-            ) from None
-        if not is_out_of_memory(error):
-            raise
-        wanted = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(error))
-        size = f" (another {wanted[1]} were wanted)" if wanted else ""
-        raise UserError(
-            f"out of memory{size} with batch_size={cfg.batch_size}: micro_batches={2 * cfg.micro_batches} takes about half of what "
-            f"the images take and gives the same result, grad_checkpointing=true about a quarter; or lower batch_size or resolution"
-        ) from None
-
-
-def warn_of_collapse(run: Run, epoch: int, share: float) -> None:
-    """Say so when an epoch selected none or all of the samples; `share` in percent."""
-    if epoch > run.cfg.warmup and share == 0:
-        run.say(
-            f"warning: not one label was selected in epoch {epoch}, so nothing is learned from any: lower lr, raise warmup, or give class names that CLIP understands (or prompts=visual)",
-            always=True,
+def explained(error: BaseException, cfg: Config) -> UserError | None:
+    """The one line for memory that ran out or a worker process that died, with what to change; None for other errors."""
+    if not isinstance(error, (MemoryError, RuntimeError)):
+        return None
+    if "DataLoader worker" in str(error):  # raised by a signal handler, so anywhere in the run
+        return UserError(
+            f"a process that reads images died ({first_line(error)}); memory or /dev/shm may be full: resume with a lower num_workers (--resume num_workers=2), or lower batch_size"
         )
-    elif epoch > run.cfg.warmup and share == 100:
-        run.say(
-            f"warning: every label was selected in epoch {epoch}: either all are right, or the detector has not learned to doubt: check lr and epochs",
-            always=True,
+    if not is_out_of_memory(error):
+        return None
+    wanted = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(error))
+    size = f" (another {wanted[1]} were needed)" if wanted else ""
+    return UserError(
+        f"out of memory{size} with batch_size={cfg.batch_size}: resume with micro_batches={2 * cfg.micro_batches}, which halves what the "
+        f"images take and gives the same result, or grad_checkpointing=true, which quarters it; or start with a lower batch_size or resolution"
+    )
+
+
+def warn_of_collapse(epoch: int, share: float, *, warmup: int) -> None:
+    """Warn when an epoch selected none or all of the samples; `share` in percent."""
+    if epoch <= warmup:
+        return
+    if share == 0:
+        log.warning(
+            f"no label was selected in epoch {epoch}, so nothing is learned from any: lower lr, raise warmup, or give class names that CLIP understands (or prompts=visual)"
+        )
+    elif share == 100:
+        log.warning(
+            f"every label was selected in epoch {epoch}: either all are right, or the detector has not learned to doubt: check lr and epochs"
         )

@@ -2,35 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from utils.distributed import gather
-from utils.engine import map_batches
 from utils.rng import generator
-from utils.run.run import Run
 
 FOLDS = 5
-
-
-def plain_features(detector: nn.Module, loader: Any, run: Run) -> Tensor:
-    """Image features of the backbone without its adapters, test transforms, unit length: [N, embed_dim] on the CPU.
-
-    NaN for samples that the pass leaves out.
-    """
-    rows: list[Tensor] = []
-
-    def encode(batch: Any) -> Tensor:
-        features = gather(detector.image_features(batch.images, adapted=False))
-        rows.append(features.float().cpu())  # of millions of samples they need not fit beside the model
-        return batch.index
-
-    index = map_batches(detector, loader, encode, run, title="prototypes").cpu()
-    found = torch.cat(rows)
-    return found.new_full((len(loader.data), found.shape[1]), torch.nan).index_copy(0, index, found)
 
 
 def class_prototypes(features: Tensor, labels: Tensor, n_classes: int, *, seed: int) -> tuple[Tensor, Tensor]:

@@ -55,12 +55,15 @@ def writable_clean_set(path: Path) -> Path:
     return path
 
 
-def save_clean_set(path: Path, selected: Tensor, fingerprint: Fingerprint, *, rule: str, seed: int) -> None:
+def save_clean_set(
+    path: Path, selected: Tensor, fingerprint: Fingerprint, *, rule: str, seed: int, rule_source: str | None = None
+) -> None:
     """Write the selected set, bool [N], and beside it a .json that says what it belongs to."""
     selected = selected.cpu().contiguous()
     facts = {
         **fingerprint,
         "rule": rule,
+        **({"rule_source": rule_source} if rule_source else {}),
         "seed": seed,
         "n_selected": int(selected.sum()),
         "mask_sha256": mask_sha256(selected),
