@@ -21,6 +21,7 @@ import main_real_phase2
 import main_small_loss
 from datasets import build_data
 from utils.config import Config
+from utils.engine import Epoch
 
 TINY = ("--cfg", "tiny.yaml", "--noise_mode", "sym", "--noise_ratio", "0.4")
 RUN = Path("output/main_phase1/digits/sym0.4/seed0")
@@ -185,8 +186,8 @@ def stop_after(monkeypatch):
     saved = Run.end_epoch
 
     def run(main, argv: list[str], last: int) -> None:
-        def end_epoch(self, epoch, parts, metrics):
-            saved(self, epoch, parts, metrics)
+        def end_epoch(self, epoch, metrics):
+            saved(self, epoch, metrics)
             if epoch == last:
                 raise Stopped
 
@@ -257,16 +258,13 @@ def test_detection_baselines(workdir, strategy):
 
 def learning_rates(monkeypatch) -> list[float]:
     """The learning rate at the start of each epoch of the runs that follow."""
-    from utils import engine
+    seen, original = [], Epoch.__init__
 
-    seen, original = [], engine.train_one_epoch
-
-    def spy(model, loader, step, optimizer, run, epoch, **options):
+    def spy(self, run, model, optimizer, *args, **options):
         seen.append(optimizer.param_groups[0]["lr"])
-        return original(model, loader, step, optimizer, run, epoch, **options)
+        original(self, run, model, optimizer, *args, **options)
 
-    for module in (main_phase1, main_phase2, main_small_loss, main_baseline):
-        monkeypatch.setattr(module, "train_one_epoch", spy)
+    monkeypatch.setattr(Epoch, "__init__", spy)
     return seen
 
 

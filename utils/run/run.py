@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -186,9 +185,10 @@ class Run:
         except UserError as error:
             if not previous(path).is_file():
                 raise UserError(f"{error}; delete it, or start without --resume") from None
-            print(f"{error}; resuming from the one before it", file=sys.stderr)
+            log.warning(f"{error}; resuming from the one before it")
             self.saved = read_checkpoint(previous(path))
-        identity = self.saved["facts"]["identity"]
+        facts = self.saved["facts"]
+        identity = facts["identity"]
         for name, value in self.identity.items():
             longer = name == "epochs" and isinstance(identity.get(name), int) and identity[name] <= value
             if identity.get(name) != value and not longer:
