@@ -141,7 +141,12 @@ def test_quiet_still_warns_and_tells_what_was_found(workdir, capsys, monkeypatch
     monkeypatch.setattr(main_phase1.DeFT, "is_clean", lambda self, p, y: torch.zeros_like(y, dtype=torch.bool))
     main_phase1.main([*TINY, "epochs=2", "report=true", "quiet=true"])
     said = capsys.readouterr().out
-    for words in ("warning: no label was selected", "estimated share of wrong labels", "wrote run/report.html", "precision"):
+    for words in (
+        "warning: no label was selected",
+        "estimated share of wrong labels",
+        "wrote run/report.html",
+        "precision",
+    ):
         assert said.count(words) == 1, words
     assert len(said.splitlines()) == 5
 

@@ -324,3 +324,14 @@ def test_precisions(workdir, prec):
     summary = main_phase1.main([*TINY, f"prec={prec}", "max_steps=2"])
     assert np.isfinite(lines(RUN / "metrics.jsonl")[-1]["loss"])
     assert summary["n_samples"] == 1297
+
+
+@pytest.mark.parametrize("setting", ["micro_batches=2", "grad_checkpointing=true", "num_workers=0", "text_chunk=5"])
+def test_what_an_error_advises_is_accepted_by_resume(workdir, stop_after, capsys, setting):
+    stop_after(main_phase1.main, [*TINY, "max_steps=2"], 1)
+    capsys.readouterr()
+    main_phase1.main([*TINY, "max_steps=2", "--resume", setting])
+    said = capsys.readouterr().out
+    assert "resuming from" in said
+    assert ("the last bits of the result may differ" in said) == (setting != "num_workers=0")
+    assert len(lines(RUN / "metrics.jsonl")) == 2

@@ -29,7 +29,10 @@ class Method(Protocol):
     """What passes and reports need of a phase-1 method (`main_phase1.DeFT`)."""
 
     detector: Detector
-    is_clean: IsClean
+
+    @property
+    def is_clean(self) -> IsClean:
+        """The rule: which labels are clean."""
 
 
 class FinalScores(NamedTuple):

@@ -1,4 +1,4 @@
-"""What a run must know to go on: saved complete or not at all, and checked when it is read."""
+"""Checkpoints: written completely or not at all, and verified when they are read."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from utils.distributed import rank
 from utils.errors import UserError
 from utils.files import write_atomically
+from utils.log import log
 
 State = dict[str, Any]
-FORMAT = 3  # counts up whenever an older checkpoint could no longer be read rightly
+FORMAT = 4  # raised whenever an older checkpoint can no longer be read correctly
 
 
 def save_checkpoint(path: Path, parts: State, facts: State) -> None:
@@ -26,7 +27,7 @@ def save_checkpoint(path: Path, parts: State, facts: State) -> None:
 
 
 def previous(path: Path) -> Path:
-    """Where the checkpoint before the one at `path` lies."""
+    """Path of the checkpoint before the one at `path`."""
     return path.with_name(f"{path.stem}-previous{path.suffix}")
 
 
@@ -43,11 +44,40 @@ def read_checkpoint(path: Path) -> State:
         raise UserError(f"checkpoint {path} cannot be read ({type(error).__name__})") from None
     if found != FORMAT:
         raise UserError(
-            f"checkpoint {path} was written by another version of this project (format {found}, here {FORMAT}): go on with that version, or start without --resume"
+            f"checkpoint {path} was written by another version of this project (format {found}, here {FORMAT}): resume with that version, or start without --resume"
         )
     if digest != _digest(content):
         raise UserError(f"checkpoint {path} is damaged: its content does not have the checksum it was written with")
     return content
+
+
+def find_checkpoint(folder: Path, identity: State) -> State | None:
+    """The checkpoint of a run directory to resume from, or the one before it where that is damaged; None without any.
+
+    Args:
+        identity: what the resumed run must have in common with it; only `epochs` may have grown.
+
+    Raises:
+        UserError: no checkpoint can be read, or it is of another script, other settings or other data.
+    """
+    path = folder / "checkpoint.pt"
+    if not (path.is_file() or previous(path).is_file()):
+        return None
+    try:
+        saved = read_checkpoint(path)
+    except UserError as error:
+        if not previous(path).is_file():
+            raise UserError(f"{error}; delete it, or start without --resume") from None
+        log.warning(f"{error}; resuming from the one before it")
+        saved = read_checkpoint(previous(path))
+    found = saved["facts"]["identity"]
+    for name, value in identity.items():
+        longer = name == "epochs" and isinstance(found.get(name), int) and found[name] <= value
+        if found.get(name) != value and not longer:
+            raise UserError(
+                f"--resume: the run in {folder} has {name} = {found.get(name)}, these settings have {value}; use the same, or another output_dir"
+            )
+    return saved
 
 
 def restore(parts: State, saved: State) -> None:
@@ -81,7 +111,7 @@ def _digest(content: Any) -> str:
     def add(value: Any) -> None:
         if isinstance(value, Tensor):
             digest.update(f"{value.dtype}{list(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         elif isinstance(value, dict):
             for key, entry in value.items():
                 digest.update(repr(key).encode())

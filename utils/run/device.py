@@ -9,13 +9,16 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from utils.config import Config
 from utils.distributed import local_rank, processes_here, world_size
 from utils.errors import UserError
+
+Module = TypeVar("Module", bound=nn.Module)
 
 try:
     import resource
@@ -60,6 +63,17 @@ def precision(cfg: Config, device: torch.device) -> tuple[torch.dtype | None, bo
         return None, True
     native = device.type == "cuda" and torch.cuda.get_device_properties(device).major >= 8  # older cards emulate it
     return (torch.bfloat16 if native else torch.float16), False
+
+
+def place(module: Module, device: torch.device, *, half: bool, compiled: bool) -> Module:
+    """Move a module to the device, with half-precision weights and compiled parts if asked for."""
+    module.to(device, torch.float16 if half else None)
+    if device.type == "cuda" and world_size() > 1:
+        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    if compiled:
+        for part in module.children():  # between the parts, processes communicate
+            part.compile(fullgraph=True, dynamic=True)
+    return module
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One run a folder. Imports no torch."""
+"""One run per directory. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import IO
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 _held: list[IO[str]] = []
 
@@ -18,13 +18,13 @@ _held: list[IO[str]] = []
 def take_lock(path: Path) -> str | None:
     """Lock `path` until `release_locks` or the end of the process, whatever ends it.
 
-    The kernel holds the lock, so a process that died leaves none behind; the file itself stays and says who had it last.
+    The kernel holds the lock, so a process that died leaves none; the file itself stays and names its last owner.
 
     Returns:
-        None, or who has it ("process 123 on host").
+        None, or the owner ("process 123 on host").
 
     Raises:
-        OSError: a folder that cannot be written.
+        OSError: a directory that cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a+", encoding="utf-8")
@@ -55,6 +55,6 @@ def still_locked(path: Path) -> bool:
 
 
 def release_locks() -> None:
-    """Give back all locks of this process."""
+    """Release all locks of this process."""
     while _held:
         _held.pop().close()

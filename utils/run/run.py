@@ -17,11 +17,10 @@ from torch import nn
 from datasets import Data
 from utils.config import SCRIPTS, Config, dump_config, keys_that_affect
 from utils.distributed import all_reduce_max, rank, world_size
-from utils.errors import UserError
 from utils.files import write_text
 from utils.log import RESULT, log
-from utils.run.checkpoint import previous, read_checkpoint, restore, save_checkpoint
-from utils.run.device import choose_device, environment, peak_memory, precision, set_arithmetic
+from utils.run.checkpoint import find_checkpoint, restore, save_checkpoint
+from utils.run.device import choose_device, environment, peak_memory, place, precision, set_arithmetic
 from utils.run.folder import LogFile, check_folder, clear_outputs, open_folder, run_folder
 from utils.run.guards import explained
 from utils.run.progress import BatchBar, Progress
@@ -39,6 +38,7 @@ class Run:
     def __init__(self, cfg: Config, script: str, device: torch.device, inputs: dict[str, Any]) -> None:
         self.cfg, self.script, self.device = cfg, script, device
         settings = dataclasses.asdict(cfg)
+        self.rounding = {k: settings[k] for k in settings if k in keys_that_affect("rounding")}
         self.identity = {
             "script": script,
             **{k: settings[k] for k in settings if k in keys_that_affect("result")},
@@ -60,12 +60,7 @@ class Run:
 
     def __enter__(self) -> Run:
         log.addHandler(self.log_file)
-        arithmetic = "fp16 weights" if self.half_weights else str(self.autocast_dtype or torch.float32)
-        processes = f"{world_size()} processes, " if world_size() > 1 else ""
-        log.info(
-            f"{self.script}: {self.cfg.dataset}, {self.cfg.noise_tag}, seed {self.cfg.seed}, {self.cfg.backbone} "
-            f"on {processes}{self.device}, {arithmetic.removeprefix('torch.')} -> {self.folder}"
-        )
+        log.info(introduction(self))
         return self
 
     def __exit__(
@@ -79,13 +74,7 @@ class Run:
 
     def prepare(self, module: Module) -> Module:
         """Move a module to the device, in the precision of the run, compiled if configured."""
-        module.to(self.device, torch.float16 if self.half_weights else None)
-        if self.device.type == "cuda" and world_size() > 1:
-            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-        if self.cfg.compile:
-            for part in module.children():  # between the parts, processes communicate
-                part.compile(fullgraph=True, dynamic=True)
-        return module
+        return place(module, self.device, half=self.half_weights, compiled=self.cfg.compile)
 
     def autocast(self) -> torch.autocast:
         """Context of forward passes and losses."""
@@ -155,15 +144,8 @@ class Run:
 
     def finish(self, summary: dict[str, Any], written: list[Path]) -> dict[str, Any]:
         """Write summary.json (with accuracies and costs) and log what was written where."""
-        seconds = sum(line.get("train_seconds", 0) for line in self.history)
-        images = sum(line.get("images", 0) for line in self.history)
-        summary = {
-            **summary,
-            **best_and_last_accuracies(self.history),
-            "images_per_second": images / seconds if seconds else None,
-            "seconds": time.perf_counter() - self.started,
-            "peak_memory_bytes": peak_memory(self.device),
-        }
+        costs = {"seconds": time.perf_counter() - self.started, "peak_memory_bytes": peak_memory(self.device)}
+        summary = {**summary, **best_and_last_accuracies(self.history), **throughput(self.history), **costs}
         path = self.folder / "summary.json"
         write_text(path, json.dumps(summary, indent=1) + "\n")
         figures = ("precision", "recall", "f1", "best_accuracy", "last_accuracy")
@@ -175,31 +157,11 @@ class Run:
 
     # -------------------------------------------------------- checkpoints
 
-    def read_saved(self) -> None:
-        """Read the checkpoint that `--resume` needs; refuse one of another script, other settings or other data."""
-        path = self.folder / "checkpoint.pt"
-        if not self.cfg.resume or not (path.is_file() or previous(path).is_file()):
-            return
-        try:
-            self.saved = read_checkpoint(path)
-        except UserError as error:
-            if not previous(path).is_file():
-                raise UserError(f"{error}; delete it, or start without --resume") from None
-            log.warning(f"{error}; resuming from the one before it")
-            self.saved = read_checkpoint(previous(path))
-        facts = self.saved["facts"]
-        identity = facts["identity"]
-        for name, value in self.identity.items():
-            longer = name == "epochs" and isinstance(identity.get(name), int) and identity[name] <= value
-            if identity.get(name) != value and not longer:
-                raise UserError(
-                    f"--resume: the run in {self.folder} has {name} = {identity.get(name)}, these settings have {value}; use the same, or another output_dir"
-                )
-
     def _save(self) -> None:
         check_folder(self.folder)
         facts = {
             "identity": self.identity,
+            "rounding": self.rounding,
             "scaler": self.scaler.state_dict(),
             "history": self.history,
             "seconds": time.perf_counter() - self.started,
@@ -221,6 +183,9 @@ class Run:
             self.unfinished = Progress.from_state(facts["progress"], self.device)
             where = f"epoch {self.unfinished.epoch}, batch {self.unfinished.batches}"
         log.info(f"resuming from {self.folder / 'checkpoint.pt'}: {where}")
+        changed = [f"{k}={v}" for k, v in self.rounding.items() if facts["rounding"].get(k) != v]
+        if changed:
+            log.warning(f"resumed with other {', '.join(changed)}: the last bits of the result may differ")
 
     def _write_history(self) -> None:
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
@@ -244,7 +209,8 @@ def start_run(cfg: Config, script: str, data: Data, **inputs: Any) -> Run:
         writable_clean_set(run.selected_set)
     open_folder(run.folder)
     set_arithmetic(cfg)
-    run.read_saved()
+    if cfg.resume:
+        run.saved = find_checkpoint(run.folder, run.identity)
     write_text(run.folder / "config.yaml", dump_config(cfg))
     if not cfg.resume:
         clear_outputs(run.folder, keep=Path(cfg.clean_set) if cfg.clean_set else None)
@@ -260,3 +226,18 @@ def best_and_last_accuracies(history: list[dict[str, Any]]) -> dict[str, float |
         label = name.removeprefix("test_")
         result |= {f"best_{label}": max(values), f"last_{label}": values[-1]}
     return result
+
+
+def throughput(history: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Images per second of training; None where nothing is trained."""
+    seconds = sum(line.get("train_seconds", 0) for line in history)
+    return {"images_per_second": sum(line.get("images", 0) for line in history) / seconds if seconds else None}
+
+
+def introduction(run: Run) -> str:
+    """The first line of a run: script, data, noise, backbone, device, arithmetic and directory."""
+    cfg = run.cfg
+    processes = f"{world_size()} processes, " if world_size() > 1 else ""
+    arithmetic = "fp16 weights" if run.half_weights else str(run.autocast_dtype or torch.float32).removeprefix("torch.")
+    what = f"{cfg.dataset}, {cfg.noise_tag}, seed {cfg.seed}, {cfg.backbone}"
+    return f"{run.script}: {what} on {processes}{run.device}, {arithmetic} -> {run.folder}"

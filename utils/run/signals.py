@@ -12,7 +12,7 @@ _deferring = False
 
 
 class StopRequestError(Exception):
-    """The user or the machine wants the run to end; `code` is the exit code that says so."""
+    """The user or the machine wants the run to end; `code` is the exit code for it."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)
@@ -21,7 +21,7 @@ class StopRequestError(Exception):
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[None]:
-    """While in here, SIGTERM and SIGINT raise `StopRequestError`, at once or where `stop_requested` is asked."""
+    """In this context SIGTERM and SIGINT raise `StopRequestError`: at once or, inside `defer_signals`, when asked for."""
     global _requested, _deferring
     _requested, _deferring = None, False
     if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
@@ -37,7 +37,7 @@ def stop_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def defer_signals() -> Iterator[None]:
-    """Signals wait until `stop_requested` is asked; a second one ends the run at once."""
+    """Let signals wait until `stop_requested` is called; a second one ends the run at once."""
     global _deferring
     _deferring = True
     try:

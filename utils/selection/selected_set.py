@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def save_clean_set(
     write_text(facts_path, json.dumps(facts, indent=1) + "\n")
 
 
-def load_clean_set(path: Path, ids: list[str], fingerprint: Fingerprint) -> Tensor:
+def load_clean_set(path: Path, ids: Sequence[str], fingerprint: Fingerprint) -> Tensor:
     """Read a selected set for the train samples `ids`, bool [N].
 
     Takes this project's file with its .json, and from any other method a bool tensor (.pt), a bool array (.npy), or a
@@ -119,7 +120,7 @@ def _read_mask(path: Path) -> Tensor:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _read_ids(path: Path, ids: list[str]) -> Tensor:
+def _read_ids(path: Path, ids: Sequence[str]) -> Tensor:
     with path.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.reader(file) if row]
     column = 0
