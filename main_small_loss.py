@@ -82,13 +82,13 @@ def label_match(run: Run, data: Data, model: nn.Module) -> Result:
     run.track(scores=scores, train=train, **tests)
     quality = RunningMeans()
 
-    def judge(batch: Batch) -> Tensor:
+    def judge(batch: Batch) -> tuple[Tensor, Tensor]:
         logits = model(batch.images).float()
         score = label_probability(logits, batch.targets)
         selected = logits.argmax(dim=-1) == batch.targets
         scores.record(batch.index, selected=selected, score=score, logits=logits)
         quality.add(**scores.batch_quality(batch.index, selected))
-        return batch.index
+        return batch.index, logits
 
     map_batches(model, train, judge, run, title="label-match")
     run.end_epoch(1, {**quality.read(), **evaluate(model, tests, model, run)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -119,3 +120,40 @@ def test_quality_is_sklearn_s(pairs):
     quality = selection_quality(selected, clean)
     assert [quality["precision"], quality["recall"], quality["f1"]] == pytest.approx([100 * e for e in expected])
     assert selection_quality(selected, None) == {"precision": None, "recall": None, "f1": None}
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_a_writer_that_dies_between_its_two_files_leaves_nothing_that_is_taken(tmp_path, monkeypatch, old):
+    """Seed 1 is written over seed 0, and killed in every moment: the set is seed 0's, seed 1's or refused."""
+    path = tmp_path / "set.pt"
+    seed0, seed1 = ({**PRINT, "noise": f"sym0.4 seed{k}", "labels_sha256": str(k)} for k in (0, 1))
+    if old:
+        save_clean_set(path, MASK, seed0, rule="r", seed=0)
+    written, replace = [], Path.replace
+
+    def killed(self, target):
+        if len(written) == 1:
+            raise KeyboardInterrupt
+        written.append(target)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_clean_set(path, ~MASK, seed1, rule="r", seed=1)
+    for facts in (seed0, seed1):
+        with pytest.raises(UserError, match="do not belong together" if old else "no selected set"):
+            load_clean_set(path, IDS, facts)
+
+
+def test_seeds_lie_side_by_side(workdir):
+    for seed in (0, 1, 12):
+        main_phase1.main([*TINY, "epochs=1", f"seed={seed}"])
+    assert sorted(p.name for p in Path("phase1/digits").glob("*.pt")) == [
+        "sym0.4.pt",
+        "sym0.4_seed1.pt",
+        "sym0.4_seed12.pt",
+    ]
+    for seed in (0, 1, 12):
+        summary = main_phase2.main([*TINY, "epochs=1", f"seed={seed}"])
+        facts = json.loads(Path(f"phase1/digits/sym0.4{f'_seed{seed}' if seed else ''}.json").read_text())
+        assert (facts["seed"], facts["n_selected"]) == (seed, summary["n_selected"])

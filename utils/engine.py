@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from datasets import Batch, Loader
 from utils.config import Config
 from utils.distributed import average_gradients
-from utils.run.guards import LossGuard
+from utils.run.guards import FiniteGuard, LossGuard, check_weights
 from utils.run.run import Run
 from utils.run.signals import defer_signals
 
@@ -87,7 +87,12 @@ class Epoch:
         self.progress.count(len(batch.index), time.perf_counter() - self.started, loss=loss, **scalars)
 
     def metrics(self) -> dict[str, float]:
-        """The epoch's means, images and seconds."""
+        """The epoch's means, images and seconds.
+
+        Raises:
+            UserError: the last step left weights that are not finite.
+        """
+        check_weights(self.model, self.epoch)
         means = self.progress.means.read()  # waits for the device, so that the clock below is right
         self.progress.seconds = time.perf_counter() - self.started
         return {**means, "images": self.progress.images, "train_seconds": self.progress.seconds}
@@ -95,15 +100,28 @@ class Epoch:
 
 @torch.no_grad()
 def map_batches(
-    model: nn.Module, loader: Loader, function: Callable[[Batch], Tensor], run: Run, *, title: str
+    model: nn.Module, loader: Loader, function: Callable[[Batch], tuple[Tensor, ...]], run: Run, *, title: str
 ) -> Tensor:
-    """`function` of every batch of an ordered pass, in evaluation mode; the results in order, [N, ...] on the device."""
+    """Apply `function` to every batch of an ordered pass, in evaluation mode.
+
+    Args:
+        function: batch -> (what to keep of it, the logits or features [B, ...] that it was made of, ...).
+
+    Returns:
+        What was kept, in order, [N, ...] on the device.
+
+    Raises:
+        UserError: logits that are not finite: a verdict on them would mean nothing.
+    """
     model.eval()
-    results = []
+    results, guard = [], FiniteGuard(title, loader.data.ids)
     with run.autocast(), defer_signals():
         for batch in run.bar(loader.ordered(), title, len(loader)):
-            results.append(function(batch))
+            kept, *made_of = function(batch)
+            results.append(kept)
+            guard.record(made_of, batch.index)
             run.stop_if_requested()
+    guard.check()
     return torch.cat(results)
 
 
@@ -112,8 +130,9 @@ def evaluate(
 ) -> dict[str, float]:
     """Accuracy in percent of `logits(images)` over one ordered pass of each test set, by name."""
 
-    def hits(batch: Batch) -> Tensor:
-        return logits(batch.images).argmax(dim=-1) == batch.targets
+    def hits(batch: Batch) -> tuple[Tensor, Tensor]:
+        predictions = logits(batch.images)
+        return predictions.argmax(dim=-1) == batch.targets, predictions
 
     passes = {name: map_batches(model, loader, hits, run, title=name) for name, loader in tests.items()}
     return {f"{name}_accuracy": 100 * int(hits.sum()) / len(hits) for name, hits in passes.items()}

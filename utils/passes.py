@@ -79,14 +79,14 @@ def score_train_set(method: Method, train: Loader, given: Tensor, run: Run) -> F
             return {"selected": score > run.cfg.threshold, "score": score}
         return {"selected": method.is_clean(p_clean, labels), "score": p_clean.gather(1, labels[:, None])[:, 0]}
 
-    def score_batch(batch: Batch) -> Tensor:
+    def score_batch(batch: Batch) -> tuple[Tensor, ...]:
         logits_pos, logits_neg = logits(batch.images)
         p_clean = clean_probability(logits_pos, logits_neg)
         labels = given[batch.index]
         final.given.record(batch.index, **judge(p_clean, logits_pos, labels), logits=logits_pos)
         final.trained_score[batch.index] = judge(p_clean, logits_pos, batch.targets)["score"].float()
         final.likelihood[batch.index] = label_probability(logits_pos, labels)
-        return batch.index
+        return batch.index, logits_pos, logits_neg
 
     map_batches(method.detector, train, score_batch, run, title="verdicts")
     return final
@@ -102,9 +102,10 @@ def match_labels(zero_shot: nn.Module, train: Loader, given: Tensor, run: Run) -
     """
     score = torch.full(given.shape, torch.nan, device=run.device)
 
-    def score_batch(batch: Batch) -> Tensor:
-        score[batch.index] = label_probability(zero_shot(batch.images), given[batch.index])
-        return batch.index
+    def score_batch(batch: Batch) -> tuple[Tensor, ...]:
+        logits = zero_shot(batch.images)
+        score[batch.index] = label_probability(logits, given[batch.index])
+        return batch.index, logits
 
     map_batches(zero_shot, train, score_batch, run, title="label-match")
     return score
@@ -114,11 +115,11 @@ def select_by_mixture(model: nn.Module, train: Loader, scores: SampleScores, run
     """GMM: a sample is clean when its posterior of the low-loss component is above 0.5."""
     losses = torch.zeros(len(train.data), device=run.device)
 
-    def score_batch(batch: Batch) -> Tensor:
+    def score_batch(batch: Batch) -> tuple[Tensor, ...]:
         logits = model(batch.images).float()
         losses[batch.index] = cross_entropy(logits, batch.targets)
         scores.set_predictions(batch.index, logits)
-        return batch.index
+        return batch.index, logits
 
     seen = map_batches(model, train, score_batch, run, title="losses")
     posterior = mixture_posterior(losses[seen], seed=run.cfg.seed).to(losses)
@@ -132,10 +133,10 @@ def plain_features(detector: Detector, train: Loader, run: Run) -> Tensor:
     """
     rows: list[Tensor] = []
 
-    def encode(batch: Batch) -> Tensor:
+    def encode(batch: Batch) -> tuple[Tensor, Tensor]:
         features = gather(detector.image_features(batch.images, adapted=False))
         rows.append(features.float().cpu())  # features of millions of samples need not fit beside the model
-        return batch.index
+        return batch.index, features
 
     index = map_batches(detector, train, encode, run, title="prototypes").cpu()
     found = torch.cat(rows)

@@ -1,4 +1,4 @@
-"""Stop on a non-finite loss, explain memory that ran out or workers that died, warn when nothing or everything is selected."""
+"""Stop on a loss, logits or weights that are not finite, explain memory that ran out or workers that died, warn when nothing or everything is selected."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from utils.config import Config
 from utils.errors import UserError, first_line, is_out_of_memory
@@ -44,11 +44,57 @@ class LossGuard:
         if all(finite) or (self.run.scaler.is_enabled() and (any(finite) or len(finite) < CHECK_EVERY)):
             return
         _, batch, index = seen[finite.index(False)]
-        names = ", ".join(self.ids[i] for i in index[:8].tolist())
         raise UserError(
-            f"the loss is no longer finite in batch {batch} of epoch {self.epoch} (samples {names}{', ...' if len(index) > 8 else ''}): "
+            f"the loss is no longer finite in batch {batch} of epoch {self.epoch} (samples {named(self.ids, index)}): "
             f"lower lr, or use prec=fp32; {self.run.folder / 'checkpoint.pt'} holds the state after epoch {len(self.run.history)}, if any"
         )
+
+
+class FiniteGuard:
+    """Stops an ordered pass whose logits are not finite, and names batch and samples."""
+
+    def __init__(self, title: str, ids: Sequence[str]) -> None:
+        self.title, self.ids = title, ids
+        self.seen: list[tuple[Tensor, Tensor]] = []
+
+    def record(self, made_of: Sequence[Tensor], index: Tensor) -> None:
+        """Remember whether the tensors made of samples `index` are finite; reading it would wait for a GPU."""
+        flags = [x.isfinite().all() for x in made_of]
+        self.seen.append((torch.stack(flags).all(), index))
+
+    def check(self) -> None:
+        """Check all batches of the pass.
+
+        Raises:
+            UserError: one was not finite.
+        """
+        finite = torch.stack([flag for flag, _ in self.seen]).tolist() if self.seen else [True]
+        if all(finite):
+            return
+        batch = finite.index(False)
+        raise UserError(
+            f"{self.title}: the model's outputs are not finite in batch {batch + 1} (samples {named(self.ids, self.seen[batch][1])}), "
+            f"so nothing can be judged by them: check the weights (pretrained), lower lr, or use prec=fp32"
+        )
+
+
+@torch.no_grad()
+def check_weights(model: nn.Module, epoch: int) -> None:
+    """Check what the last step of an epoch left.
+
+    Raises:
+        UserError: a trained weight is not finite.
+    """
+    flags = [p.isfinite().all() for p in model.parameters() if p.requires_grad]
+    if flags and not bool(torch.stack(flags).all()):
+        raise UserError(
+            f"the weights are no longer finite after the last step of epoch {epoch}: lower lr, or use prec=fp32"
+        )
+
+
+def named(ids: Sequence[str], index: Tensor, most: int = 8) -> str:
+    """The first few of the samples `index`, by name."""
+    return ", ".join(ids[i] for i in index[:most].tolist()) + (", ..." if len(index) > most else "")
 
 
 def explained(error: BaseException, cfg: Config) -> UserError | None:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from utils.config import REAL_NOISE, Config
-from utils.distributed import rank
 from utils.errors import UserError
 from utils.files import write_atomically, write_text
 
@@ -23,7 +22,7 @@ Fingerprint = dict[str, Any]
 
 
 def clean_set_path(cfg: Config, folder: Path | None = None) -> Path:
-    """Where the selected set lies: `clean_set`, or the paper's place.
+    """Path of the selected set: `clean_set`, or the paper's place for seed 0 and beside it, `_seed<k>`, for the others.
 
     Args:
         folder: the run folder of a baseline, whose set lies there: the paper's place is DeFT's.
@@ -32,9 +31,10 @@ def clean_set_path(cfg: Config, folder: Path | None = None) -> Path:
         return Path(cfg.clean_set)
     if folder is not None:
         return folder / "clean_set.pt"
+    seed = f"_seed{cfg.seed}" if cfg.seed else ""
     if cfg.dataset in REAL_NOISE:
-        return Path("phase1") / f"{cfg.dataset}.pt"
-    return Path("phase1") / cfg.dataset / f"{cfg.noise_tag}.pt"
+        return Path("phase1") / f"{cfg.dataset}{seed}.pt"
+    return Path("phase1") / cfg.dataset / f"{cfg.noise_tag}{seed}.pt"
 
 
 def writable_clean_set(path: Path) -> Path:
@@ -69,15 +69,9 @@ def save_clean_set(
         "n_selected": int(selected.sum()),
         "mask_sha256": mask_sha256(selected),
     }
-    # Without its .json a set is taken as it is; so the old .json goes first and the new one comes last.
-    facts_path = path.with_suffix(".json")
-    try:
-        if rank() == 0:
-            facts_path.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{facts_path}: cannot be replaced ({error.strerror}); choose another clean_set") from None
+    # The .json comes first: between the two writes it carries the hash of a set that is not there yet, and is refused.
+    write_text(path.with_suffix(".json"), json.dumps(facts, indent=1) + "\n")
     write_atomically(path, lambda file: torch.save(selected, file))
-    write_text(facts_path, json.dumps(facts, indent=1) + "\n")
 
 
 def load_clean_set(path: Path, ids: Sequence[str], fingerprint: Fingerprint) -> Tensor:
