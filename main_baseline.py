@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None, script: str = "main_baseline", schedule:
         raise UserError(
             f"{cfg.lnl_methods} selects after the warm-up: epochs = {cfg.epochs} must be above warmup = {cfg.warmup}"
         )
-    with start_run(cfg, script, data) as run:
+    with start_run(cfg, script, data, model) as run:
         log.info(parameter_table(model))
         run.prepare(model)
         train, tests = build_loaders(cfg, data, model, run.device)

@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None, method: type[DeFT] = DeFT) -> dict:
     cfg = load_config(argv, script=method.script)
     data = build_data(cfg)
     detector = build_detector(cfg, data.prompt_names)
-    with start_run(cfg, method.script, data) as run:
+    with start_run(cfg, method.script, data, detector) as run:
         deft = method(run.prepare(detector), cfg)
         log.info(parameter_table(deft))
         train, tests = build_loaders(cfg, data, detector, run.device)

@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None, script: str = "main_phase2", schedule: s
     path = clean_set_path(cfg)
     selected = load_clean_set(path, data.train.ids, data.train.fingerprint())
     model = build_classifier(cfg, data.class_names)
-    with start_run(cfg, script, data, selected_set=mask_sha256(selected)) as run:
+    with start_run(cfg, script, data, model, selected_set=mask_sha256(selected)) as run:
         log.info(f"training on the {int(selected.sum())} of {len(selected)} samples in {path}")
         log.info(parameter_table(model))
         run.prepare(model)

@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> dict:
         "label_match": (build_zero_shot, label_match),
     }[cfg.strategy]
     model = build(cfg, data.prompt_names)
-    with start_run(cfg, "main_small_loss", data) as run:
+    with start_run(cfg, "main_small_loss", data, model) as run:
         log.info(parameter_table(model))
         scores, loaders = select(run, data, run.prepare(model))
         return report_selection(run, data, loaders, scores, rule=cfg.strategy)

@@ -15,6 +15,7 @@ from datasets.images.transforms import Recipe
 from datasets.readers.names import given_names
 from utils.config import Config
 from utils.errors import UserError
+from utils.fingerprint import files_fingerprint, tensors_fingerprint
 
 CLASS_NAMES = Path(__file__).parent / "readers" / "class_names"
 
@@ -69,6 +70,12 @@ class NoisyImages:
             "labels_sha256": labels_sha256(self.given.numpy()),
         }
 
+    def content(self) -> str:
+        """Fingerprint of the images themselves (`utils.fingerprint`)."""
+        if isinstance(self.images, Tensor):
+            return tensors_fingerprint({"images": self.images})
+        return files_fingerprint(self.images)
+
 
 @dataclass(frozen=True)
 class Data:
@@ -87,6 +94,11 @@ class Data:
     recipe: Recipe
     extra_tests: dict[str, NoisyImages] = field(default_factory=dict)
     prompts: list[str] = field(default_factory=list)
+
+    def content(self) -> dict[str, str]:
+        """Fingerprints of the images of every split, by its name in messages."""
+        tests = {"test": self.test, **self.extra_tests} if self.test else self.extra_tests
+        return {f"{name}_images": split.content() for name, split in {"train": self.train, **tests}.items()}
 
     @property
     def prompt_names(self) -> list[str]:

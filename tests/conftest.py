@@ -30,7 +30,7 @@ def workdir(tmp_path, monkeypatch) -> Path:
     Path("tiny.json").write_text(json.dumps(TINY_CLIP))
     Path("tiny.yaml").write_text(
         "dataset: digits\nbackbone: tiny.json\npretrained: none\nvpt_deep: true\nvpt_len: 2\n"
-        "n_ctx: 4\nepochs: 2\nlr: 5e-2\nbatch_size: 128\n"
+        "n_ctx: 4\nepochs: 2\nlr: 5e-2\nbatch_size: 128\noverwrite: true\n"
     )
     return tmp_path
 

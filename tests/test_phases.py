@@ -156,7 +156,7 @@ def test_resume_without_a_checkpoint_starts_from_the_beginning(workdir, capsys):
 
 def test_resume_with_other_settings_is_refused(workdir, fails):
     main_phase1.main([*TINY, "max_steps=1"])
-    assert "has lr = 0.05, these settings have 0.1" in fails(
+    assert "holds a run with lr = 0.05, and these settings have 0.1; use the same" in fails(
         main_phase1.main, *TINY, "max_steps=1", "--resume", "lr=0.1"
     )
 
@@ -228,8 +228,8 @@ def test_resuming_with_another_selected_set_or_script_is_refused(workdir, fails,
     stop_after(main_phase2.main, [*common, "clean_set=a.npy"], 1)
     Path("b.npy").replace("a.npy")
     before = Path("run/config.yaml").read_bytes(), Path("run/env.json").read_bytes()
-    assert "has selected_set = " in fails(main_phase2.main, *common, "clean_set=a.npy", "--resume")
-    assert "has script = main_phase2" in fails(main_baseline.main, *common, "--resume")
+    assert "holds a run with selected_set = " in fails(main_phase2.main, *common, "clean_set=a.npy", "--resume")
+    assert "holds a run with script = main_phase2" in fails(main_baseline.main, *common, "--resume")
     assert before == (Path("run/config.yaml").read_bytes(), Path("run/env.json").read_bytes())
 
 

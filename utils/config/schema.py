@@ -118,9 +118,9 @@ class Config:
     lnl_methods: str = setting("CE", "training method of the baselines", read_by="train", choices=("CE", "ELR", "SCE", "GMM", "GCE", "TURN"))
     strategy: str = setting("small_loss", "detection rule of main_small_loss", read_by="select", choices=("small_loss", "label_match"))
     optimizer: str = setting("sgd", "optimizer", choices=("sgd", "adamw"))
-    lr: float = setting(3e-2, "learning rate", low=0)
+    lr: float = setting(3e-2, "learning rate", low=0, high=1e38)
     momentum: float = setting(0.9, "momentum of SGD", low=0, below=1)
-    weight_decay: float = setting(5e-4, "weight decay", low=0)
+    weight_decay: float = setting(5e-4, "weight decay", low=0, high=1e38)
     lr_schedule: str | None = setting(None, "learning rate over the epochs (default: the script's own)", choices=("cosine", "constant"))
     positive_weight: float = setting(1.0, "weight of the positive term of L_dp (0.25 for severe noise)", **PHASE1, low=0)
     max_steps: int = setting(0, "at most this many batches in each pass over data, for a trial; 0 = all", low=0)
@@ -147,6 +147,7 @@ class Config:
     report: bool = setting(False, "write report.html, to look through suspicious labels", affects="nothing", **VERDICTS)
     report_to: str = setting("none", "tensorboard: also write the figures of metrics.jsonl for it", affects="nothing", choices=("none", "tensorboard"))
     quiet: bool = setting(False, "print only warnings, final figures and what was written; log.txt stays complete (--quiet)", affects="nothing")
+    overwrite: bool = setting(False, "start over in a run directory that holds a finished run, or one of other settings", affects="nothing")
     resume: bool = setting(False, "resume from the run directory's checkpoint (--resume)", affects="nothing")
 # fmt: on
 

@@ -44,7 +44,7 @@ def read_checkpoint(path: Path) -> State:
         raise UserError(f"checkpoint {path} cannot be read ({type(error).__name__})") from None
     if found != FORMAT:
         raise UserError(
-            f"checkpoint {path} was written by another version of this project (format {found}, here {FORMAT}): resume with that version, or start without --resume"
+            f"checkpoint {path} was written by another version of this project (format {found}, here {FORMAT}): resume with that version, or start over with overwrite=true"
         )
     if digest != _digest(content):
         raise UserError(f"checkpoint {path} is damaged: its content does not have the checksum it was written with")
@@ -67,7 +67,7 @@ def find_checkpoint(folder: Path, identity: State) -> State | None:
         saved = read_checkpoint(path)
     except UserError as error:
         if not previous(path).is_file():
-            raise UserError(f"{error}; delete it, or start without --resume") from None
+            raise UserError(f"{error}; delete it, or start over with overwrite=true") from None
         log.warning(f"{error}; resuming from the one before it")
         saved = read_checkpoint(previous(path))
     found = saved["facts"]["identity"]
@@ -75,9 +75,18 @@ def find_checkpoint(folder: Path, identity: State) -> State | None:
         longer = name == "epochs" and isinstance(found.get(name), int) and found[name] <= value
         if found.get(name) != value and not longer:
             raise UserError(
-                f"--resume: the run in {folder} has {name} = {found.get(name)}, these settings have {value}; use the same, or another output_dir"
+                f"{folder}: holds a run with {_difference(name, found.get(name), value)}; use the same, another output_dir, or overwrite=true"
             )
     return saved
+
+
+def _difference(name: str, found: Any, value: Any) -> str:
+    """What a run in a directory has and this one has not, in words."""
+    if name == "weights":
+        return "other weights of the backbone (another file, or one that has changed)"
+    if name.endswith("_images"):
+        return f"other {name.replace('_', ' ')} (another data_root, or files that have changed)"
+    return f"{name} = {found}, and these settings have {value}"
 
 
 def restore(parts: State, saved: State) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import platform
 import subprocess
@@ -17,7 +18,11 @@ from torch import nn
 from utils.config import Config
 from utils.distributed import local_rank, processes_here, world_size
 from utils.errors import UserError
+from utils.files import write_text
+from utils.log import log
 
+# What of the environment changes the last bits.
+BITS = ("torch", "device", "threads")
 Module = TypeVar("Module", bound=nn.Module)
 
 try:
@@ -89,6 +94,24 @@ def environment(device: torch.device) -> dict[str, Any]:
         "git_commit": _git_commit(),
         "command": sys.argv,
     }
+
+
+def write_environment(path: Path, now: dict[str, Any], *, first: bool) -> None:
+    """Write env.json: the environment of this part of the run, and under `parts` that of every part so far.
+
+    A resumed run in another environment is warned of, where its last bits depend on it.
+    """
+    parts: list[dict[str, Any]] = []
+    if not first:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            parts = list(json.loads(path.read_text(encoding="utf-8"))["parts"])
+    if parts:
+        changed = [f"{k} {parts[-1].get(k)} -> {now[k]}" for k in BITS if parts[-1].get(k) != now[k]]
+        if changed:
+            log.warning(
+                f"resumed in another environment ({', '.join(changed)}): the last bits of the result may differ"
+            )
+    write_text(path, json.dumps({**now, "parts": [*parts, now]}, indent=1) + "\n")
 
 
 def peak_memory(device: torch.device) -> int | None:

@@ -53,6 +53,18 @@ def open_folder(folder: Path) -> None:
     remove_unfinished(folder)
 
 
+def refuse_finished(folder: Path, *, resume: bool) -> None:
+    """Keep a finished run from being overwritten by the same command.
+
+    Raises:
+        UserError: the run in the directory has finished, and `resume` does not ask for more of it.
+    """
+    if (folder / "summary.json").is_file() and not resume:
+        raise UserError(
+            f"{folder}: holds a finished run; choose another output_dir, add overwrite=true to start over, or --resume to add epochs or to judge it anew"
+        )
+
+
 def clear_outputs(folder: Path, *, keep: Path | None) -> None:
     """Delete the results of an earlier run, except the selected set `keep` and its .json, which phase 2 may read from here."""
     if rank() > 0:

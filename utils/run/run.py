@@ -18,10 +18,19 @@ from datasets import Data
 from utils.config import SCRIPTS, Config, dump_config, keys_that_affect
 from utils.distributed import all_reduce_max, rank, world_size
 from utils.files import write_text
+from utils.fingerprint import tensors_fingerprint
 from utils.log import RESULT, log
 from utils.run.checkpoint import find_checkpoint, restore, save_checkpoint
-from utils.run.device import choose_device, environment, peak_memory, place, precision, set_arithmetic
-from utils.run.folder import LogFile, check_folder, clear_outputs, open_folder, run_folder
+from utils.run.device import (
+    choose_device,
+    environment,
+    peak_memory,
+    place,
+    precision,
+    set_arithmetic,
+    write_environment,
+)
+from utils.run.folder import LogFile, check_folder, clear_outputs, open_folder, refuse_finished, run_folder
 from utils.run.guards import explained
 from utils.run.progress import BatchBar, Progress
 from utils.run.signals import StopRequestError, defer_signals, stop_requested
@@ -193,28 +202,35 @@ class Run:
             self.board.show(self.history)
 
 
-def start_run(cfg: Config, script: str, data: Data, **inputs: Any) -> Run:
-    """Choose the device, make the run directory, and write settings and environment into it.
+def start_run(cfg: Config, script: str, data: Data, model: nn.Module, **inputs: Any) -> Run:
+    """Choose the device, open the run directory, and write settings and environment into it.
+
+    An unfinished run of the same settings, data and weights is resumed, with or without --resume; a finished one, or one
+    of others, is refused unless `overwrite` is set.
 
     Args:
-        inputs: fingerprints of what the run reads beside `data`; a resumed run must read the same.
+        model: as built, before anything trains it.
+        inputs: fingerprints of what else the run reads; a resumed run must read the same.
 
     Raises:
         UserError: a device that is not available, a directory or selected set that cannot be written, a review budget
-            above the number of samples, a checkpoint of another run.
+            above the number of samples, a run that must not be overwritten, a checkpoint of another run.
     """
-    run = Run(cfg, script, choose_device(cfg), {**data.train.fingerprint(), **inputs})
+    weights = tensors_fingerprint(model.state_dict())
+    inputs = {**data.train.fingerprint(), **data.content(), "weights": weights, **inputs}
+    run = Run(cfg, script, choose_device(cfg), inputs)
     if SCRIPTS[script] != "adapt":  # checked before the training, not after it
         review_count(cfg.review_budget, len(data.train))
         writable_clean_set(run.selected_set)
     open_folder(run.folder)
     set_arithmetic(cfg)
-    if cfg.resume:
+    if cfg.resume or not cfg.overwrite:
+        refuse_finished(run.folder, resume=cfg.resume)
         run.saved = find_checkpoint(run.folder, run.identity)
     write_text(run.folder / "config.yaml", dump_config(cfg))
-    if not cfg.resume:
+    if run.saved is None:
         clear_outputs(run.folder, keep=Path(cfg.clean_set) if cfg.clean_set else None)
-    write_text(run.folder / "env.json", json.dumps(environment(run.device), indent=1) + "\n")
+    write_environment(run.folder / "env.json", environment(run.device), first=run.saved is None)
     return run
 
 
