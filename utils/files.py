@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
+import re
+import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO
@@ -14,6 +18,8 @@ from utils.distributed import rank
 from utils.errors import UserError
 
 UNFINISHED = ".unfinished"  # suffix of files that are being written
+HOST = re.sub(r"[^\w-]", "-", socket.gethostname())  # it and the process number are part of their names
+FOREIGN_AGE = 24 * 3600  # seconds after which another machine's unfinished file counts as left behind
 
 
 def write_atomically(
@@ -32,7 +38,9 @@ def write_atomically(
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
+        remove_leftovers(path.parent)
+        owner = f"{HOST}.{os.getpid()}"
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.{owner}.", suffix=UNFINISHED)
         with os.fdopen(handle, "wb") as file:
             write(file)
             file.flush()
@@ -73,10 +81,26 @@ def append_line(path: Path, text: str) -> None:
         raise _unwritable(path, error) from None
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Delete what a process that was killed while it wrote left behind. Only where nobody else writes."""
+def remove_leftovers(folder: Path) -> None:
+    """Delete the unfinished files of processes that no longer run; every writer calls it for the folder it writes to."""
     for path in folder.glob(f".*{UNFINISHED}"):
-        path.unlink(missing_ok=True)
+        _, _, owner = path.name.removesuffix(UNFINISHED).rpartition(".")[0].rpartition(f".{HOST}.")
+        with contextlib.suppress(OSError):
+            here = owner.isdecimal()
+            if (here and not _is_running(int(owner))) or (
+                not here and time.time() - path.stat().st_mtime > FOREIGN_AGE
+            ):
+                path.unlink()
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        pass
+    return True
 
 
 def _unwritable(path: Path, error: Exception) -> UserError:
