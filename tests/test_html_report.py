@@ -112,7 +112,7 @@ def test_findings_counted_by_hand():
     }
     assert sum(found.histogram.groups["label is wrong"][:8]) == 10  # their scores are below 0.2
     loss = next(chart for chart in found.charts if chart.name == "losses").lines[0]
-    assert (loss.x, loss.y) == ([1], [2.5])  # a loss that is no number is left out
+    assert (loss.x, loss.y) == ([1], [2.5])  # a loss that is not finite is left out
 
 
 def test_the_lowest_score_comes_first_and_the_order_decides_ties():
@@ -213,7 +213,7 @@ def test_no_name_changes_how_a_number_is_filtered(tmp_path):
     assert data["suggested"] == [1] * 14
 
 
-def test_the_page_reaches_for_nothing_outside(tmp_path):
+def test_the_page_references_nothing_outside(tmp_path):
     page = written(tmp_path)
     assert "default-src 'none'" in page
     assert not re.search(r"https?:|url\(|@import|<link|<iframe|\bfetch\(|XMLHttpRequest|\ssrc=", page)
@@ -225,8 +225,8 @@ def test_the_same_inputs_give_the_same_bytes(tmp_path):
     assert first == second
 
 
-def test_as_many_pictures_as_the_budget_holds(tmp_path, monkeypatch):
-    monkeypatch.setattr(page_module, "MAX_PICTURE_BYTES", 50_000)
+def test_as_many_images_as_the_budget_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr(page_module, "MAX_IMAGE_BYTES", 50_000)
     data = pets(300)
     page = written(tmp_path, data)
     shown = content(page)
@@ -241,13 +241,13 @@ def test_as_many_pictures_as_the_budget_holds(tmp_path, monkeypatch):
 
     monkeypatch.setattr(page_module, "MAX_SHOWN", 7)
     assert len(content(written(tmp_path, data))["images"]) == 7
-    monkeypatch.setattr(page_module, "MAX_PICTURE_BYTES", 0)
+    monkeypatch.setattr(page_module, "MAX_IMAGE_BYTES", 0)
     assert "do not fit into this page" in written(tmp_path, data)
 
 
 def test_limits_leave_room_for_ten_megabytes():
-    """Pictures, and ids of the longest path there is on most systems for each of them."""
-    assert page_module.MAX_PICTURE_BYTES + 260 * page_module.MAX_SHOWN + 1_000_000 < 10_000_000
+    """Images, and for each of them an id of the longest path that most systems allow."""
+    assert page_module.MAX_IMAGE_BYTES + 260 * page_module.MAX_SHOWN + 1_000_000 < 10_000_000
 
 
 def test_nothing_suspicious_and_nothing_scored(tmp_path):
@@ -355,7 +355,7 @@ def test_small_images_are_kept_exactly():
         assert np.array_equal(np.asarray(decoded(picture).convert("RGB")), images[i].permute(1, 2, 0).numpy())
 
 
-def test_files_become_small_pictures_and_unreadable_ones_none(tmp_path):
+def test_files_become_thumbnails_and_unreadable_ones_none(tmp_path):
     draw = np.random.default_rng(0)
     Image.fromarray(draw.integers(0, 256, (600, 1200, 3), dtype=np.uint8)).save(tmp_path / "a.jpg")
     (tmp_path / "b.jpg").write_text("no image")
@@ -465,7 +465,7 @@ def saved(window, folder: Path) -> list[dict[str, str]]:
 
 
 @needs_browser
-def test_the_page_opens_and_shows_its_pictures(show):
+def test_the_page_opens_and_shows_its_images(show):
     window = show()
     assert window.js(SHOWN) == [f"pets/{i}.png" for i in range(0, 40, 3)]
     wait_for(lambda: window.js("return document.querySelector('.sample img').className") == "pixelated")
@@ -559,7 +559,7 @@ def test_the_keyboard_does_everything(show):
     assert 2 <= columns <= 7
     window.press("ArrowDown")
     assert window.js(FOCUS) == f"pets/{3 * (1 + columns)}.png"
-    window.press("ArrowUp", "k", "s", "d")  # each goes on to the next
+    window.press("ArrowUp", "k", "s", "d")  # each moves to the next
     assert window.js(FOCUS) == "pets/12.png"
     assert window.js("return [...actions.values()]") == ["keep", "relabel", "drop"]
     window.press("ArrowLeft", "u")
@@ -663,6 +663,10 @@ def test_a_phone_and_the_dark(show, window):
                    .filter((e) => e.offsetParent && e.getBoundingClientRect().height < 44).map((e) => e.outerHTML)"""
         assert window.js(small) == []
         assert window.js("return getComputedStyle(document.body).backgroundColor") == "rgb(16, 21, 27)"
+        chart = "return getComputedStyle(document.querySelector('svg.chart {}')).{}"
+        assert window.js(chart.format("text", "fill")) == "rgb(232, 237, 242)"
+        assert window.js(chart.format("path[style*=s0]", "fill")) == "rgb(86, 180, 233)"
+        assert 200 < float(window.js(chart.format("", "width")).removesuffix("px")) < 320
     finally:
         window.devtools("Emulation.clearDeviceMetricsOverride")
         window.devtools("Emulation.setTouchEmulationEnabled", enabled=False)

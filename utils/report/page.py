@@ -22,7 +22,7 @@ from utils.selection.scores import SampleScores
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_SHOWN = 2000  # images in the gallery; samples.csv lists the others
-MAX_PICTURE_BYTES = 7_500_000  # of all images together: leaves room for the rest of a page of 10 MB
+MAX_IMAGE_BYTES = 7_500_000  # of all images together: leaves room for the rest of a page of 10 MB
 FEW, LARGE_SIDE, SMALL_SIDE = 400, 320, 160  # up to so many images may be larger, in pixels
 SHOWN_ROWS, MAX_ROWS = 10, 1000  # of a table of classes or pairs: at once, and when unfolded
 
@@ -126,7 +126,7 @@ def _gallery(data: Data, scores: SampleScores, findings: Findings) -> dict[str, 
     train = data.train
     index = findings.suspicious[:MAX_SHOWN].tolist()
     side = LARGE_SIDE if len(index) <= FEW else SMALL_SIDE
-    images = thumbnails(train.images, index, side=side, max_bytes=MAX_PICTURE_BYTES)
+    images = thumbnails(train.images, index, side=side, max_bytes=MAX_IMAGE_BYTES)
     index = index[: len(images)]
 
     def column(values: Tensor) -> list:

@@ -17,7 +17,7 @@ from utils.selection.scores import SampleScores
 
 
 class Sample(NamedTuple):
-    """One row, as it is read. A sample that was not scored has score NaN and no suggestion (-1 and an empty name)."""
+    """A row that was read. A sample that was not scored has score NaN and no suggestion (-1 and an empty name)."""
 
     sample_id: str
     given: int
@@ -34,7 +34,7 @@ class Sample(NamedTuple):
         return not self.is_clean and not math.isnan(self.score)
 
 
-def _number(text: str | None) -> float:
+def _number(text: str) -> float:
     return float(text) if text else math.nan
 
 
@@ -105,7 +105,7 @@ def write_samples(
 
     `label_score` is the score of the given label in [0, 1], low = suspicious; `suggested_score` is the probability of the
     suggested class, `margin` that minus the second highest. They and the suggestion are empty for a sample that was not
-    scored (`max_steps`); such samples come last. `true_label` is empty where it is unknown.
+    scored (`max_steps`); these samples come last. `true_label` is empty where it is unknown.
     """
     given, suggested, score = (x.cpu().tolist() for x in (train.given, scores.suggested, scores.score))
     cells: dict[str, Sequence] = {
