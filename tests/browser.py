@@ -54,12 +54,12 @@ class Browser:
         return self._call("/execute/sync", {"script": script, "args": list(arguments)})
 
     def click(self, selector: str) -> None:
-        """A click at the middle of the first element that matches, scrolled to."""
+        """Scroll to the first element that matches and click its middle."""
         element = self._call("/element", {"using": "css selector", "value": selector})[ELEMENT]
         self._call(f"/element/{element}/click", {})
 
     def press(self, *keys: str) -> None:
-        """Keys one after the other, to whatever has the focus."""
+        """Press keys in turn; the focused element gets them."""
         for key in keys:
             strokes = [{"type": kind, "value": KEYS.get(key, key)} for kind in ("keyDown", "keyUp")]
             self._call("/actions", {"actions": [{"type": "key", "id": "keyboard", "actions": strokes}]})
@@ -73,7 +73,7 @@ class Browser:
         return [line["message"] for line in self._call("/se/log", {"type": "browser"})]
 
     def screenshot(self, path: Path) -> None:
-        """What the window shows, as PNG."""
+        """Save the visible part of the page as PNG."""
         path.write_bytes(base64.b64decode(self._call("/screenshot", method="GET")))
 
     def close(self) -> None:
@@ -101,6 +101,6 @@ def wait_for(condition: Any, seconds: float = 5) -> Any:
     """The first truthy value of `condition()`."""
     end = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, f"not true within {seconds} s"
         time.sleep(0.02)
     return value

@@ -1,4 +1,4 @@
-"""The audit without truth: on made-up verdicts with known answers, and on whole runs."""
+"""The audit without true labels: on synthetic detections with known answers, and on whole runs."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ import torch
 
 import main_phase1
 from datasets.noise import flip_labels
-from utils.report.audit import audit_labels, missed_at, write_audit
+from utils.report.audit import Audit, audit_labels, missed_at, write_audit
 
 TINY = ("--cfg", "tiny.yaml", "--noise_mode", "sym", "--noise_ratio", "0.4", "epochs=1", "output_dir=run")
 NAMES = [f"class {c}" for c in range(10)]
 
 
-def verdicts(*, ratio: float, mistakes: float, missed: float = 0.2, n: int = 4000, seed: int = 0) -> dict:
+def detection(*, ratio: float, mistakes: float, missed: float = 0.2, n: int = 4000, seed: int = 0) -> dict:
     """Labels with symmetric noise, suggestions of which a share is wrong, and a rule that misses a share of the noise."""
-    chance = np.random.default_rng(seed)
-    true = chance.integers(0, 10, n)
-    given = np.where(chance.random(n) < ratio, chance.integers(0, 10, n), true)
+    rng = np.random.default_rng(seed)
+    true = rng.integers(0, 10, n)
+    given = np.where(rng.random(n) < ratio, rng.integers(0, 10, n), true)
     wrong = given != true
-    suggested = np.where(chance.random(n) < mistakes, chance.integers(0, 10, n), true)
-    selected = ~wrong | (chance.random(n) < missed)
-    score = np.where(selected, 0.5 + chance.random(n) / 2, chance.random(n) / 2)
+    suggested = np.where(rng.random(n) < mistakes, rng.integers(0, 10, n), true)
+    selected = ~wrong | (rng.random(n) < missed)
+    score = np.where(selected, 0.5 + rng.random(n) / 2, rng.random(n) / 2)
     return {"wrong": wrong, "given": given, "score": score, "suggested": suggested, "selected": selected}
 
 
-def audited(case: dict, **more):
+def audited(case: dict, **more) -> Audit:
     return audit_labels(case["given"], case["score"], case["suggested"], case["selected"], NAMES, **more)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.2, 0.4, 0.6])
 @pytest.mark.parametrize("error", [None, 3.0])
 def test_the_estimate_is_near_the_truth_and_inside_its_interval(ratio, error):
-    case = verdicts(ratio=ratio, mistakes=0.03)
+    case = detection(ratio=ratio, mistakes=0.03)
     found = audited(case, error=error)
     rate = 100 * case["wrong"].mean()
     assert found.noise_rate == pytest.approx(rate, abs=3)
@@ -44,13 +44,13 @@ def test_the_estimate_is_near_the_truth_and_inside_its_interval(ratio, error):
     if error is not None or ratio:  # without a bound on the errors none of them is excused
         assert found.interval[0] <= rate <= found.interval[1]
     rejected = 100 * (~case["selected"]).mean()
-    assert ratio < 0.4 or abs(rejected - rate) > 3  # a plain count of the rejected would not do
+    assert ratio < 0.4 or abs(rejected - rate) > 3  # counting the rejected would not do
 
 
 @pytest.mark.parametrize("mistakes", [0.0, 0.1, 0.5])
 def test_the_error_of_the_suggestions_bounds_the_error_of_the_estimate(mistakes):
     for seed in range(20):
-        case = verdicts(ratio=0.4, mistakes=mistakes, seed=seed)
+        case = detection(ratio=0.4, mistakes=mistakes, seed=seed)
         low, high = audited(case, error=100 * mistakes).interval
         assert low <= 100 * case["wrong"].mean() <= high
 
@@ -60,7 +60,7 @@ def test_classes_pairs_and_confusion():
     suggested = np.array([0, 1, 1, 2, 1, 0, 2, -1])
     selected = given == suggested
     found = audit_labels(given, np.linspace(0, 1, 8), suggested, selected, ["cat", "dog", "owl"])
-    assert found.n_samples == 7  # nobody looked at the last one
+    assert found.n_samples == 7  # the last one was not scored
     assert found.confusion.tolist() == [[1, 2, 1], [1, 1, 0], [0, 0, 1]]
     assert found.pairs == [("cat", "dog", 2), ("cat", "owl", 1), ("dog", "cat", 1)]
     assert found.noise_rate == pytest.approx(400 / 7)
@@ -69,39 +69,39 @@ def test_classes_pairs_and_confusion():
     assert found.by_class[0][3:] == pytest.approx((30.06, 95.44), abs=0.01)  # Wilson's interval of 3 out of 4
 
 
-def test_nothing_is_known_of_a_class_without_samples():
+def test_nothing_is_known_about_a_class_without_samples():
     found = audit_labels([0, 0], [0.9, 0.9], [0, 0], [True, True], ["cat", "dog"])
     assert found.by_class[1] == ("dog", 0, 0, 0, 100)
-    nobody_looked = audit_labels([0], [np.nan], [-1], [False], ["cat", "dog"])
-    assert nobody_looked.interval == (0, 100)
+    unscored = audit_labels([0], [np.nan], [-1], [False], ["cat", "dog"])
+    assert unscored.interval == (0, 100)
 
 
-def test_what_a_review_misses():
+def test_share_missed_by_a_review():
     score = np.arange(10) / 10
     wrong = np.array([0.0, 0.1, 0.5, 0.8])
     assert [missed_at(score, wrong, budget) for budget in (0, 10, 20, 60, 100)] == [100, 75, 50, 25, 0]
     assert missed_at(score, wrong[:0], 10) == 0
 
 
-def test_injected_labels_calibrate_what_a_review_misses():
-    case = verdicts(ratio=0.2, mistakes=0.0)
-    true, chance = case["suggested"], np.random.default_rng(1)
+def test_injected_labels_calibrate_the_share_missed_by_a_review():
+    case = detection(ratio=0.2, mistakes=0.0)
+    true, rng = case["suggested"], np.random.default_rng(1)
     trained = case["given"].copy()
-    moved = chance.choice(len(trained), 400, replace=False)
+    moved = rng.choice(len(trained), 400, replace=False)
     trained[moved] = (trained[moved] + 1) % 10
-    learnt = moved[:100]  # by heart
+    memorised = moved[:100]
     suggested = true.copy()
-    suggested[learnt] = trained[learnt]
+    suggested[memorised] = trained[memorised]
     trained_score = case["score"].copy()
     trained_score[moved] = 0.0
-    trained_score[learnt] = 1.0
+    trained_score[memorised] = 1.0
     case["suggested"] = suggested
     found = audited(case, trained=trained, trained_score=trained_score)
     accidentally_right = (trained[moved[100:]] == true[moved[100:]]).mean()
     assert found.caught[0] == pytest.approx(75 * (1 - accidentally_right), abs=0.01)
     assert found.caught[1] < found.caught[0] < found.caught[2]
     assert (found.n_samples, found.n_injected) == (3600, 400)
-    assert dict(found.missed)[50.0] == 25  # those learnt by heart
+    assert dict(found.missed)[50.0] == 25  # those memorised
     kept = trained == case["given"]
     assert found.noise_rate == pytest.approx(100 * (suggested != case["given"])[kept].mean())
 
@@ -120,7 +120,7 @@ def test_injection_moves_exactly_the_share_to_other_classes():
 
 def test_a_run_writes_its_audit(workdir):
     main_phase1.main([*TINY])
-    assert not Path("run/audit.json").exists()  # the paper's run needs no second look
+    assert not Path("run/audit.json").exists()  # the paper's run needs no final pass
     summary = main_phase1.main([*TINY, "report=true"])
     found = json.loads(Path("run/audit.json").read_text())
     assert found["n_samples"] == 1297
@@ -150,7 +150,7 @@ def test_injected_labels_are_trained_on_and_never_reported(workdir, selection):
     found = json.loads(Path("run/audit.json").read_text())
     assert (found["n_samples"], found["n_injected"]) == (1297 - 65, 65)
     assert 0 <= found["caught"][1] <= found["caught"][0] <= found["caught"][2] <= 100
-    if selection == "online":  # the batch was seen under training transforms, injected samples under those of tests
+    if selection == "online":  # scores under training transforms, those of injected samples under test transforms
         main_phase1.main([*common, "audit_injection=0.05", "selection=final"])
         final = Path("run/samples.csv").read_text().splitlines()
         given = build_data(Config(noise_mode="sym", noise_ratio=0.4)).train.given
@@ -163,7 +163,7 @@ def weights_of(folder: str) -> torch.Tensor:
 
 
 def test_audit_json_holds_plain_numbers(tmp_path):
-    case = verdicts(ratio=0.4, mistakes=0.03)
+    case = detection(ratio=0.4, mistakes=0.03)
     found = audited(case, error=3.0)
     write_audit(tmp_path / "audit.json", found)
     read = json.loads((tmp_path / "audit.json").read_text())

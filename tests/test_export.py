@@ -298,7 +298,7 @@ def test_what_is_missing_is_named(runs, fails):
         ("HEADER\n1,1,a,1,b,1.5,True,\n", "line 2: not a row"),
         ("HEADER\n1,1,a,1,b,0.5,yes,\n", "line 2: not a row"),
         ("HEADER\n1,1,a\n", "line 2: not a row"),
-        ("HEADER\n1,1,a,1,b,0.5,True,\n1,1,a,1,b,0.5,True,\n", "the id '1' is there twice"),
+        ("HEADER\n1,1,a,1,b,0.5,True,\n1,1,a,1,b,0.5,True,\n", "duplicate id '1'"),
         ("HEADER\n0,11,a,1,b,0.5,True,\n", "has a label that digits has not"),
         ("HEADER\n5000,1,a,1,b,0.5,True,\n", "'5000' is no train sample of digits"),
         (b"\xff\xfe\x00", "cannot be read as a samples.csv"),

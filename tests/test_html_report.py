@@ -1,4 +1,4 @@
-"""report.html: what it says, that it holds whatever names and images there are, and how it behaves in a browser."""
+"""report.html: its content, its robustness to any names and images, and its behaviour in a browser."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import html
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -21,25 +22,31 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 import main_phase1
 import main_real_phase1
 import main_small_loss
-from datasets.base import NoisyImages
+from datasets import Data, NoisyImages
 from datasets.images.files import read_image
+from datasets.images.transforms import RECIPES
 from datasets.thumbnails import thumbnails
-from utils.report import page as html_report
+from utils.report import page as page_module
 from utils.report import report
-from utils.report.findings import summarise
+from utils.report.audit import Audit
+from utils.report.charts import draw_lines
+from utils.report.findings import Line, LineChart, summarise
 from utils.report.page import TEMPLATES, RunFacts, write_report
-from utils.run import run
 from utils.selection.scores import SampleScores
 
 NAMES = ["cat", "قطة", "猫", "</script><script>window.hacked=1</script>", "\"dog\" & 'wolf'"]
-FACTS = RunFacts("pets, real", "p_clean > 0.5", {"seed": "0"}, {"output/a&b/samples.csv": "every verdict"})
+FACTS = RunFacts("pets, real", "p_clean > 0.5", {"seed": "0"}, {"output/a&b/samples.csv": "every sample"})
 HISTORY = [
     {"epoch": 1, "loss": 2.5, "test_accuracy": 50.0, "train_seconds": 1.0},
     {"epoch": 2, "loss": float("nan"), "test_accuracy": 62.5, "train_seconds": 1.0},
 ]
 
 
-def pets(n: int = 40, *, truth: bool = True, ids: list[str] | None = None, names: list[str] | None = None):
+def data_of(train: NoisyImages, names: list[str]) -> Data:
+    return Data(train, None, names, RECIPES["image_folder"])
+
+
+def pets(n: int = 40, *, truth: bool = True, ids: list[str] | None = None, names: list[str] | None = None) -> Data:
     """Data of n random 16x16 images: the k-th is labelled k mod 5, every third one wrongly."""
     names = NAMES if names is None else names
     draw = torch.Generator().manual_seed(0)
@@ -49,31 +56,35 @@ def pets(n: int = 40, *, truth: bool = True, ids: list[str] | None = None, names
     train = NoisyImages(
         "pets", ids or [f"pets/{i}.png" for i in range(n)], images, given, true if truth else None, "real"
     )
-    return SimpleNamespace(train=train, class_names=names)
+    return data_of(train, names)
 
 
-def judged(data, *, suspicious: slice = slice(0, None, 3), suggest: int = 1) -> SampleScores:
-    """Verdicts that distrust every third sample and suggest the next class; later samples have higher scores."""
+def scored(data: Data, *, suspicious: slice = slice(0, None, 3), suggest: int = 1) -> SampleScores:
+    """Scores that reject every third sample and suggest the next class; later samples have higher scores."""
     n = len(data.train)
     selected = torch.ones(n, dtype=torch.bool)
     selected[suspicious] = False
     score = torch.where(selected, 0.9, 0.1) + torch.arange(n) / (20 * n)
     suggested = torch.where(selected, data.train.given, (data.train.given + suggest) % len(data.class_names))
-    verdicts = SampleScores(n, data.train.is_clean)
-    verdicts.judge(torch.arange(n), selected=selected, score=score)
-    verdicts.suggested[:] = suggested
-    return verdicts
+    scores = SampleScores(n, data.train.is_clean)
+    scores.set_selection(torch.arange(n), selected=selected, score=score)
+    scores.suggested[:] = suggested
+    return scores
 
 
-def written(folder: Path, data=None, verdicts=None, **more) -> str:
+def written(folder: Path, data: Data | None = None, scores: SampleScores | None = None, **more) -> str:
     data = pets() if data is None else data
     more = {"history": HISTORY, "run_facts": FACTS, **more}
-    write_report(folder / "report.html", data=data, verdicts=verdicts or judged(data), **more)
+    write_report(folder / "report.html", data=data, scores=scores or scored(data), **more)
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
 def content(page: str) -> dict:
     return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
+
+
+def charts_of(page: str) -> list[str]:
+    return re.findall(r"<svg.*?</svg>", page, re.S)
 
 
 def visible_text(page: str) -> str:
@@ -87,11 +98,11 @@ def visible_text(page: str) -> str:
 
 def test_findings_counted_by_hand():
     data = pets(30)
-    found = summarise(data, judged(data), HISTORY, rival_scores=None)
+    found = summarise(data, scored(data), HISTORY)
     assert found.suspicious.tolist() == list(range(0, 30, 3))
     assert found.suspicious_share == pytest.approx(100 / 3)
     assert {c.name: (c.n, c.rate) for c in found.classes} == {name: (6, pytest.approx(100 / 3)) for name in NAMES}
-    assert {(p.given, p.suggested, p.count) for p in found.pairs} == {
+    assert {(p.given, p.suggested, p.n) for p in found.pairs} == {
         (name, NAMES[(i + 1) % 5], 2) for i, name in enumerate(NAMES)
     }
     assert found.quality == {"precision": 100, "recall": 100, "f1": pytest.approx(100)}
@@ -101,26 +112,26 @@ def test_findings_counted_by_hand():
     }
     assert sum(found.histogram.groups["label is wrong"][:8]) == 10  # their scores are below 0.2
     loss = next(chart for chart in found.charts if chart.name == "losses").lines[0]
-    assert (loss.x, loss.y) == ([1], [2.5])  # a loss that is no number is left out
+    assert (loss.x, loss.y) == ([1], [2.5])  # a loss that is not finite is left out
 
 
 def test_the_lowest_score_comes_first_and_the_order_decides_ties():
-    data, verdicts = pets(9), judged(pets(9), suspicious=slice(0, 6))
-    verdicts.score[:6] = torch.tensor([0.3, 0.1, 0.2, 0.1, 0.3, 0.0])
-    assert summarise(data, verdicts, [], rival_scores=None).suspicious.tolist() == [5, 1, 3, 2, 0, 4]
+    data, scores = pets(9), scored(pets(9), suspicious=slice(0, 6))
+    scores.score[:6] = torch.tensor([0.3, 0.1, 0.2, 0.1, 0.3, 0.0])
+    assert summarise(data, scores, []).suspicious.tolist() == [5, 1, 3, 2, 0, 4]
 
 
-def test_curves_are_scikit_learn_s_and_rivals_may_know_less():
+def test_curves_are_scikit_learn_s_and_comparisons_may_score_fewer_samples():
     data = pets(300)
-    verdicts = judged(data)
-    verdicts.score[:] = torch.rand(300, generator=torch.Generator().manual_seed(1))
-    rival = verdicts.score.clone()
-    rival[:100] = torch.nan
-    charts = {c.name: c for c in summarise(data, verdicts, [], rival_scores={"rival": rival}).charts}
-    truth, score = data.train.is_clean.numpy(), verdicts.score.numpy()
+    scores = scored(data)
+    scores.score[:] = torch.rand(300, generator=torch.Generator().manual_seed(1))
+    partial = scores.score.clone()
+    partial[:100] = torch.nan
+    charts = {c.name: c for c in summarise(data, scores, [], comparisons={"partial": partial}).charts}
+    truth, score = data.train.is_clean.numpy(), scores.score.numpy()
     own, other = charts["precision_recall"].lines
     assert own.name == f"this run (AP {100 * average_precision_score(truth, score):.1f})"
-    assert other.name == f"rival (AP {100 * average_precision_score(truth[100:], score[100:]):.1f})"
+    assert other.name == f"partial (AP {100 * average_precision_score(truth[100:], score[100:]):.1f})"
     assert charts["roc"].lines[0].name == f"this run (AUC {100 * roc_auc_score(truth, score):.1f})"
     assert len(own.x) <= 200
     assert own.x == sorted(own.x)
@@ -129,26 +140,32 @@ def test_curves_are_scikit_learn_s_and_rivals_may_know_less():
 
 def test_no_curves_where_every_label_is_right():
     data = pets(20)
-    clean = SimpleNamespace(
-        train=NoisyImages("pets", data.train.ids, data.train.images, data.train.given, data.train.given),
-        class_names=NAMES,
+    train = NoisyImages("pets", data.train.ids, data.train.images, data.train.given, data.train.given)
+    clean = data_of(train, NAMES)
+    assert not [c for c in summarise(clean, scored(clean), []).charts if c.name in ("roc", "precision_recall")]
+
+
+def test_an_audit_s_estimates_replace_counts(tmp_path):
+    audit = Audit(
+        noise_rate=31.25,
+        interval=(28.5, 33.75),
+        by_class=[("猫", 8, 62.5, 51.5, 70.5)],
+        pairs=[],
+        confusion=np.zeros((5, 5), dtype=np.int64),
+        missed=[],
+        caught=None,
+        n_samples=40,
+        n_injected=0,
     )
-    assert not [
-        c
-        for c in summarise(clean, judged(clean), [], rival_scores=None).charts
-        if c.name in ("roc", "precision_recall")
-    ]
-
-
-@pytest.mark.parametrize("kind", [dict, SimpleNamespace])
-def test_an_audit_is_shown_as_far_as_it_goes(tmp_path, kind):
-    audit = kind(noise_rate=31.25, interval=(28.5, 33.75), by_class=[("猫", 8, 62.5, 51.5, 70.5)])
     page = visible_text(written(tmp_path, audit=audit))
-    assert "31.2 % 28.5 to 33.8 %" in page
+    assert "label issues, estimated 31.2 % 28.5 to 33.8 %" in page
     assert "62 % (52 to 70) of 8" in page
     assert "cat → قطة 3" in page  # no pairs in the audit: counted
     # The audit's shares are not those of the suspicious samples, which alone the page can show.
-    assert "Estimated share of wrong labels, by given class. Choose one to see its suspicious samples." in page
+    assert "Estimated share of wrong labels per given class. Select a class to show its suspicious samples." in page
+    page = visible_text(written(tmp_path, audit=replace(audit, pairs=[("猫", "cat", 7)])))
+    assert "猫 → cat 7" in page
+    assert "cat → قطة 3" not in page
 
 
 # ------------------------------------------------------------------ the page
@@ -156,33 +173,32 @@ def test_an_audit_is_shown_as_far_as_it_goes(tmp_path, kind):
 
 def test_headlines_say_what_was_found(tmp_path):
     data = pets(40)
-    verdicts = judged(data)
-    verdicts.score[30:] = torch.nan
-    text = visible_text(written(tmp_path, data, verdicts))
-    assert "30 10 of 40 were not looked at" in text
-    assert "10 of 30 labels look wrong" in text
+    scores = scored(data)
+    scores.score[30:] = torch.nan
+    text = visible_text(written(tmp_path, data, scores))
+    assert "30 10 of 40 were not scored" in text
+    assert "10 of 30 labels are suspicious" in text
     assert "best test accuracy 62.5 % 62.5 % after the last epoch" in text
-    selected, clean = verdicts.selected, data.train.is_clean
+    selected, clean = scores.selected, data.train.is_clean
     assert f"recall {100 * int((selected & clean).sum()) / int(clean.sum()):.1f} %" in text
 
 
 def test_without_truth_nothing_is_claimed_about_it(tmp_path):
-    with_truth = written(tmp_path / "a", plots=tmp_path / "a/plots")
-    without = written(tmp_path / "b", pets(truth=False), plots=tmp_path / "b/plots")
+    with_truth = written(tmp_path / "a")
+    without = written(tmp_path / "b", pets(truth=False))
     for word in ("F1 against the true labels", "ROC", "label is wrong"):
         assert word in visible_text(with_truth)
         assert word not in visible_text(without)
     assert content(with_truth)["true"][:2] == [1, 4]
     assert content(without)["true"] is None
-    assert (tmp_path / "a/plots/roc.png").is_file()
-    assert not (tmp_path / "b/plots/roc.png").exists()
-    assert (tmp_path / "b/plots/label_score.png").is_file()
+    assert len(charts_of(with_truth)) == 5
+    assert len(charts_of(without)) == 3  # without precision-recall and ROC
 
 
 def test_names_and_ids_cannot_break_out_of_the_page(tmp_path):
     evil = [f'</script><img src=x onerror="window.hacked=1">{i}&amp;\u2028' for i in range(40)]
     facts = RunFacts("<script>t</script>", "<b>", {"<i>": "</dd>"}, {'"><script>': "<u>"})
-    page = written(tmp_path, pets(ids=evil), run_facts=facts, rival_scores={"<em>": torch.linspace(0, 1, 40)})
+    page = written(tmp_path, pets(ids=evil), run_facts=facts, comparisons={"<em>": torch.linspace(0, 1, 40)})
     assert len(re.findall("<script", page)) == len(re.findall("</script", page)) == 2
     assert not re.search(r"<(img src|b>|i>|u>|em>|script>t)", page)
     assert content(page)["ids"] == evil[0::3]
@@ -197,24 +213,20 @@ def test_no_name_changes_how_a_number_is_filtered(tmp_path):
     assert data["suggested"] == [1] * 14
 
 
-def test_the_page_reaches_for_nothing_outside(tmp_path):
+def test_the_page_references_nothing_outside(tmp_path):
     page = written(tmp_path)
     assert "default-src 'none'" in page
     assert not re.search(r"https?:|url\(|@import|<link|<iframe|\bfetch\(|XMLHttpRequest|\ssrc=", page)
-    assert re.findall(r'href="([^"]*)"', page) == ["#judge", "#judge"]
+    assert re.findall(r'href="([^"]*)"', page) == ["#review", "#review"]
 
 
 def test_the_same_inputs_give_the_same_bytes(tmp_path):
-    for folder in ("a", "b"):
-        written(tmp_path / folder, rival_scores={"rival": torch.linspace(0, 1, 40)}, plots=tmp_path / folder)
-    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*"))
-    assert len(files) == 8
-    for name in files:
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    first, second = (written(tmp_path / k, comparisons={"other": torch.linspace(0, 1, 40)}) for k in ("a", "b"))
+    assert first == second
 
 
-def test_as_many_pictures_as_the_budget_holds(tmp_path, monkeypatch):
-    monkeypatch.setattr(html_report, "MAX_PICTURE_BYTES", 50_000)
+def test_as_many_images_as_the_budget_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr(page_module, "MAX_IMAGE_BYTES", 50_000)
     data = pets(300)
     page = written(tmp_path, data)
     shown = content(page)
@@ -223,39 +235,82 @@ def test_as_many_pictures_as_the_budget_holds(tmp_path, monkeypatch):
     assert len(shown["ids"]) == len(shown["given"]) == len(shown["scores"]) == len(shown["true"]) == n
     assert shown["ids"] == [f"pets/{i}.png" for i in range(0, 3 * n, 3)]
     assert 45_000 < sum(map(len, shown["images"])) <= 50_000
-    assert f"The {n} with the lowest score of 100" in visible_text(page)
+    assert f"The {n} with the lowest scores of 100" in visible_text(page)
     assert "The others are in samples.csv" in page
     assert len(page.encode()) < 150_000
 
-    monkeypatch.setattr(html_report, "MAX_SHOWN", 7)
+    monkeypatch.setattr(page_module, "MAX_SHOWN", 7)
     assert len(content(written(tmp_path, data))["images"]) == 7
-    monkeypatch.setattr(html_report, "MAX_PICTURE_BYTES", 0)
+    monkeypatch.setattr(page_module, "MAX_IMAGE_BYTES", 0)
     assert "do not fit into this page" in written(tmp_path, data)
 
 
 def test_limits_leave_room_for_ten_megabytes():
-    """Pictures, and ids of the longest path there is on most systems for each of them."""
-    assert html_report.MAX_PICTURE_BYTES + 260 * html_report.MAX_SHOWN + 1_000_000 < 10_000_000
+    """Images, and for each of them an id of the longest path that most systems allow."""
+    assert page_module.MAX_IMAGE_BYTES + 260 * page_module.MAX_SHOWN + 1_000_000 < 10_000_000
 
 
-def test_nothing_suspicious_and_nothing_looked_at(tmp_path):
+def test_nothing_suspicious_and_nothing_scored(tmp_path):
     data = pets(10)
-    page = written(tmp_path, data, judged(data, suspicious=slice(0, 0)))
-    assert "None of 10 labels looks wrong." in page
+    page = written(tmp_path, data, scored(data, suspicious=slice(0, 0)))
+    assert "None of 10 labels is suspicious." in page
     assert "There are none." in page
     assert content(page)["ids"] == []
     page = written(tmp_path, data, SampleScores(10, data.train.is_clean), history=[])
-    assert "No label has been looked at." in page
-    assert "10 of 10 were not looked at" in page
+    assert "No label was scored." in page
+    assert "10 of 10 were not scored" in page
 
 
 def test_names_of_every_script_are_drawn_without_a_warning(tmp_path, recwarn, caplog):
     names = ["$5 off$", "संस्कृत", "한국어", "a very long name of a class " * 5, "😀"]
-    page = written(tmp_path, pets(names=names), plots=tmp_path)
+    page = written(tmp_path, pets(names=names), comparisons={"$5 off$": torch.linspace(0, 1, 40)})
     assert "संस्कृत" in page
     assert "<bdi>한국어</bdi>" in page
     assert not [str(w.message) for w in recwarn if "Glyph" in str(w.message)]
     assert not caplog.records
+
+
+@pytest.mark.parametrize("n_lines", [1, 2, 6])
+def test_lines_differ_without_colour_and_their_colours_follow_the_theme(n_lines):
+    lines = [Line(f"line {k}", [1, 2, 3], [k, k + 1, 0.5]) for k in range(n_lines)]
+    title, svg = draw_lines(LineChart("x", "Losses", "epoch", "loss <&>", lines))
+    root = ElementTree.fromstring(svg)
+    assert root.get("role") == "img"
+    assert root.get("aria-label").startswith("Losses. loss <&> over epoch: line 0 ends at 0.5")
+    assert title == "Losses"
+    texts = ["".join(e.itertext()) for e in root.iter("text")]
+    assert {"epoch", "loss <&>", "1", "2", "3", *(line.name for line in lines)} <= set(texts)
+    styles = [dict(rule.split(": ") for rule in e.get("style").split("; ")) for e in root.iter("path")]
+    drawn = [style for style in styles if style.get("stroke", "").startswith("var(--s")]
+    assert [style["stroke"] for style in drawn] == 2 * [
+        f"var(--s{k})" for k in range(n_lines)
+    ]  # lines, then the legend
+    assert len({style.get("stroke-dasharray") for style in drawn}) == n_lines
+    assert "#" not in svg  # neither a colour of its own nor a reference
+    assert not any(name in element.attrib for element in root.iter() for name in ("id", "clip-path"))
+
+
+def test_a_line_of_one_point_is_seen():
+    lines = [Line("a", [1], [2.5]), Line("b", [1], [0.5])]
+    _, svg = draw_lines(LineChart("x", "Losses", "epoch", "loss", lines))
+    first, second, *_ = (
+        e.get("d").split() for e in ElementTree.fromstring(svg).iter("path") if "--s" in e.get("style")
+    )
+    for _, left, y, _, right, same in (first, second):
+        assert float(right) - float(left) > 100
+        assert y == same
+    assert first[2] != second[2]
+    assert [e.text for e in ElementTree.fromstring(svg).iter("text")][0] == "1"  # and no other epoch
+
+
+def test_bars_tell_their_range_and_count(tmp_path):
+    svg = charts_of(written(tmp_path))[0]
+    bars = ["".join(e.itertext()) for e in ElementTree.fromstring(svg).iter("title")]
+    assert sum(int(bar.rpartition(": ")[2]) for bar in bars) == 40
+    assert bars[0].startswith("0.9 to 0.925, label is right: ")
+    assert bars[-1].startswith("0.125 to 0.15, label is wrong: ")
+    fills = {e.get("style") for e in ElementTree.fromstring(svg).iter("path") if "fill: var" in e.get("style")}
+    assert sorted("fill-opacity" in style for style in fills) == [False, True]  # filled and outlined
 
 
 def test_contrast_of_text_and_lines_in_both_themes():
@@ -300,7 +355,7 @@ def test_small_images_are_kept_exactly():
         assert np.array_equal(np.asarray(decoded(picture).convert("RGB")), images[i].permute(1, 2, 0).numpy())
 
 
-def test_files_become_small_pictures_and_unreadable_ones_none(tmp_path):
+def test_files_become_thumbnails_and_unreadable_ones_none(tmp_path):
     draw = np.random.default_rng(0)
     Image.fromarray(draw.integers(0, 256, (600, 1200, 3), dtype=np.uint8)).save(tmp_path / "a.jpg")
     (tmp_path / "b.jpg").write_text("no image")
@@ -326,25 +381,22 @@ def test_a_run_writes_the_report_and_a_later_one_without_it_removes_it(workdir):
     suspicious = [r for r in table if r["is_clean"] == "False" and r["label_score"]]
     suspicious.sort(key=lambda r: float(r["label_score"]))
     assert content(page)["ids"] == [r["sample_id"] for r in suspicious][: len(content(page)["ids"])]
-    assert "785 of 1,297 were not looked at" in visible_text(page)  # 4 batches of 128
-    plots = {str(path.relative_to("out")) for path in Path("out/plots").iterdir()}
-    assert plots <= set(run.OUTPUTS)
-    assert len(plots) == 7
+    assert "785 of 1,297 were not scored" in visible_text(page)  # 4 batches of 128
+    assert len(charts_of(page)) == 5
     assert "report.html" in Path("out/log.txt").read_text()
 
     main_phase1.main([*tiny])
     assert not Path("out/report.html").exists()
-    assert not list(Path("out/plots").iterdir())
 
 
 @pytest.mark.parametrize("main", [main_phase1, main_real_phase1])
-def test_label_match_is_a_rival_with_the_scores_that_its_own_script_writes(workdir, monkeypatch, main):
+def test_label_match_is_compared_by_the_scores_that_its_own_script_writes(workdir, monkeypatch, main):
     tiny = ("--cfg", "tiny.yaml", "epochs=1", "max_steps=4", "clean_set=set.pt")
     seen, original = {}, report.report_selection
 
-    def spy(*args, rivals, **more):
-        seen.update(rivals)
-        return original(*args, rivals=rivals, **more)
+    def spy(*args, comparisons, **more):
+        seen.update(comparisons)
+        return original(*args, comparisons=comparisons, **more)
 
     monkeypatch.setattr(report, "report_selection", spy)
     main.main([*tiny, "report=true", "audit_injection=0.1", "output_dir=out"])  # not the injected labels' scores
@@ -361,11 +413,11 @@ def test_label_match_is_a_rival_with_the_scores_that_its_own_script_writes(workd
 
 
 @pytest.mark.parametrize("settings", [["selection=final"], ["report=true", "noise_ratio=0"]])
-def test_no_pass_for_curves_that_there_are_not(workdir, monkeypatch, settings):
+def test_no_pass_for_curves_that_are_not_drawn(workdir, monkeypatch, settings):
     def built(*_):
-        raise AssertionError("label-match was asked")
+        raise AssertionError("label-match was built")
 
-    monkeypatch.setattr(main_phase1, "build_zero_shot", built)
+    monkeypatch.setattr(report, "build_zero_shot", built)
     main_phase1.main(["--cfg", "tiny.yaml", "epochs=1", "max_steps=1", *settings])
 
 
@@ -384,7 +436,7 @@ def window(tmp_path_factory):
 
 @pytest.fixture
 def show(window, tmp_path):
-    """Write a report and open it, with no verdicts kept from before."""
+    """Write a report and open it, with no decisions stored before."""
 
     def open_report(*args, **more):
         written(tmp_path, *args, **more)
@@ -413,7 +465,7 @@ def saved(window, folder: Path) -> list[dict[str, str]]:
 
 
 @needs_browser
-def test_the_page_opens_and_shows_its_pictures(show):
+def test_the_page_opens_and_shows_its_images(show):
     window = show()
     assert window.js(SHOWN) == [f"pets/{i}.png" for i in range(0, 40, 3)]
     wait_for(lambda: window.js("return document.querySelector('.sample img').className") == "pixelated")
@@ -439,7 +491,7 @@ def test_filters_leave_what_was_asked_for(show):
     window.click("#search")
     window.press(*"PETS/3")
     assert window.js(SHOWN) == ["pets/3.png", "pets/30.png", "pets/33.png", "pets/36.png", "pets/39.png"]
-    window.press("k")  # a letter in the search field is no verdict
+    window.press("k")  # a letter in the search field is not a decision
     assert window.js("return actions.size") == 0
     window.click("button[type=reset]")
     window.click(".filter[data-given='2'][data-suggested='3']")
@@ -447,7 +499,7 @@ def test_filters_leave_what_was_asked_for(show):
 
 
 @needs_browser
-def test_verdicts_are_kept_and_saved_as_csv(show, tmp_path):
+def test_decisions_are_stored_and_saved_as_csv(show, tmp_path):
     ids = [f"pets/{i}.png" for i in range(40)]
     ids[0], ids[3], ids[6], ids[9], ids[12] = 'a,"b".png', "line\nbreak.png", "猫/قطة.png", " space ", "plain"
     data = pets(ids=ids)
@@ -455,9 +507,9 @@ def test_verdicts_are_kept_and_saved_as_csv(show, tmp_path):
     folder = window.folder
     assert window.js("return document.getElementById('save').disabled")
     for k, action in enumerate(["relabel", "keep", "drop", "drop", "relabel"]):
-        window.click(f"li:nth-child({k + 1}) .verdict.{action}")
-    window.click("li:nth-child(4) .verdict.keep")  # another verdict on the same sample
-    window.click("li:nth-child(5) .verdict.relabel")  # the same again takes it back
+        window.click(f"li:nth-child({k + 1}) .decision.{action}")
+    window.click("li:nth-child(4) .decision.keep")  # another decision on the same sample
+    window.click("li:nth-child(5) .decision.relabel")  # the same again takes it back
     expected = [
         {"sample_id": ids[0], "action": "relabel", "label": "1"},
         {"sample_id": ids[3], "action": "keep", "label": ""},
@@ -471,7 +523,7 @@ def test_verdicts_are_kept_and_saved_as_csv(show, tmp_path):
         .startswith(b'sample_id,action,label\n"a,""b"".png",relabel,1\n"line\nbreak')
     )
     assert window.js("return document.getElementById('progress').textContent") == (
-        "4 of 14 judged: 2 right, 1 relabelled, 1 dropped"
+        "4 of 14 reviewed: 2 right, 1 relabelled, 1 dropped"
     )
 
     window.open(tmp_path / "report.html")
@@ -482,7 +534,7 @@ def test_verdicts_are_kept_and_saved_as_csv(show, tmp_path):
     window.js(CHOOSE, "state", "open")
     assert len(window.js(SHOWN)) == 10
 
-    written(tmp_path, data, judged(data, suggest=2))  # other suggestions: the verdicts belong to the old ones
+    written(tmp_path, data, scored(data, suggest=2))  # other suggestions: the decisions belong to the old ones
     window.open(tmp_path / "report.html")
     assert window.js("return actions.size") == 0
 
@@ -507,7 +559,7 @@ def test_the_keyboard_does_everything(show):
     assert 2 <= columns <= 7
     window.press("ArrowDown")
     assert window.js(FOCUS) == f"pets/{3 * (1 + columns)}.png"
-    window.press("ArrowUp", "k", "s", "d")  # each goes on to the next
+    window.press("ArrowUp", "k", "s", "d")  # each moves to the next
     assert window.js(FOCUS) == "pets/12.png"
     assert window.js("return [...actions.values()]") == ["keep", "relabel", "drop"]
     window.press("ArrowLeft", "u")
@@ -527,16 +579,16 @@ def test_the_keyboard_does_everything(show):
     wait_for(lambda: window.js(FOCUS) == "pets/9.png")
     assert not window.js("return document.getElementById('viewer').open")
     assert window.js("return document.querySelectorAll('.sample')[2].getAttribute('aria-label')").endswith(
-        "your verdict: drop"
+        "your decision: drop"
     )
 
 
 @needs_browser
 def test_a_suggestion_that_is_the_given_label_cannot_be_used(show):
     data = pets()
-    verdicts = judged(data)
-    verdicts.suggested[0], verdicts.suggested[3] = data.train.given[0], -1
-    window = show(data, verdicts)
+    scores = scored(data)
+    scores.suggested[0], scores.suggested[3] = data.train.given[0], -1
+    window = show(data, scores)
     assert window.js("return [...document.querySelectorAll('.relabel')].slice(0, 3).map((b) => b.disabled)") == [
         True,
         True,
@@ -557,7 +609,7 @@ def test_a_browser_that_refuses_storage_still_saves(window, tmp_path):
     try:
         window.open(tmp_path / "report.html")
         assert not window.js("return document.getElementById('storage').hidden")
-        window.click(".verdict.drop")
+        window.click(".decision.drop")
         assert saved(window, window.folder) == [{"sample_id": "pets/0.png", "action": "drop", "label": ""}]
         assert window.log() == []
     finally:
@@ -607,10 +659,14 @@ def test_a_phone_and_the_dark(show, window):
         names = ["Donaudampfschifffahrtsgesellschaftskapitän" * 2, "x", "y"]
         show(pets(names=names, ids=[f"{'a-long-folder-name' * 8}/{i}.jpg" for i in range(40)]))
         assert window.js("return document.documentElement.scrollWidth") == 320
-        small = """return [...document.querySelectorAll('#judge button, #judge select, #judge input')]
+        small = """return [...document.querySelectorAll('#review button, #review select, #review input')]
                    .filter((e) => e.offsetParent && e.getBoundingClientRect().height < 44).map((e) => e.outerHTML)"""
         assert window.js(small) == []
         assert window.js("return getComputedStyle(document.body).backgroundColor") == "rgb(16, 21, 27)"
+        chart = "return getComputedStyle(document.querySelector('svg.chart {}')).{}"
+        assert window.js(chart.format("text", "fill")) == "rgb(232, 237, 242)"
+        assert window.js(chart.format("path[style*=s0]", "fill")) == "rgb(86, 180, 233)"
+        assert 200 < float(window.js(chart.format("", "width")).removesuffix("px")) < 320
     finally:
         window.devtools("Emulation.clearDeviceMetricsOverride")
         window.devtools("Emulation.setTouchEmulationEnabled", enabled=False)
@@ -622,8 +678,8 @@ def test_an_unreadable_image_has_a_place_of_its_own(show, tmp_path):
     Image.new("RGB", (300, 200), "red").save(tmp_path / "good.jpg")
     files = [str(tmp_path / name) for name in ("missing.jpg", "good.jpg")]
     train = NoisyImages("own", ["missing.jpg", "good.jpg"], files, torch.tensor([0, 1]), None)
-    data = SimpleNamespace(train=train, class_names=["a", "b"])
-    window = show(data, judged(data, suspicious=slice(0, 2)))
+    data = data_of(train, ["a", "b"])
+    window = show(data, scored(data, suspicious=slice(0, 2)))
     assert window.js("return [...document.querySelectorAll('.picture')].map((p) => p.innerText)") == [
         "cannot be read",
         "",

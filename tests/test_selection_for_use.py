@@ -1,8 +1,9 @@
-"""Phase 1 on one's own labels: final verdicts, threshold, review budget, order of rows, speed of samples.csv."""
+"""Phase 1 on one's own labels: final scores, threshold, review budget, order of rows, speed of samples.csv."""
 
 from __future__ import annotations
 
 import csv
+import html
 import json
 import time
 from dataclasses import replace
@@ -25,14 +26,8 @@ from utils.errors import UserError
 from utils.losses import clean_probability
 from utils.report.audit import missed_at
 from utils.report.samples_csv import write_samples
-from utils.selection.rules import (
-    SampleScores,
-    above_half,
-    above_half_and_agreeing,
-    margin_score,
-    review_count,
-    review_mask,
-)
+from utils.selection.rules import margin_score, review_count, review_mask
+from utils.selection.scores import SampleScores
 from utils.selection.selected_set import load_clean_set
 
 TINY = ("--cfg", "tiny.yaml", "--noise_mode", "sym", "--noise_ratio", "0.4", "epochs=1", "output_dir=run")
@@ -51,7 +46,7 @@ def is_clean(folder: str = "run") -> np.ndarray:
     return np.array([row["is_clean"] == "True" for row in table(folder)])
 
 
-# ---------------------------------------------------------------- final verdicts
+# ---------------------------------------------------------------- final scores
 
 
 def logits_of_the_saved_model(argv: list[str], script: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -68,16 +63,13 @@ def logits_of_the_saved_model(argv: list[str], script: str) -> tuple[torch.Tenso
 
 
 @pytest.mark.parametrize(
-    "main, script, rule, threshold",
-    [
-        (main_phase1.main, "main_phase1", above_half, 0.947),
-        (main_real_phase1.main, "main_real_phase1", above_half_and_agreeing, 0.75),
-    ],
+    "main, method, threshold",
+    [(main_phase1.main, main_phase1.DeFT, 0.947), (main_real_phase1.main, main_real_phase1.DeFTReal, 0.75)],
 )
-def test_final_verdicts_are_those_of_the_last_model_under_test_transforms(workdir, main, script, rule, threshold):
+def test_final_scores_are_those_of_the_last_model_under_test_transforms(workdir, main, method, threshold):
     argv = [*TINY, "selection=final", f"threshold={threshold}"]
     main(argv)
-    positive, negative, given = logits_of_the_saved_model(argv, script)
+    positive, negative, given = logits_of_the_saved_model(argv, method.script)
     p_clean, p = clean_probability(positive, negative), positive.softmax(dim=-1)
     best = p.topk(2).values
     row = torch.arange(len(given))
@@ -85,11 +77,12 @@ def test_final_verdicts_are_those_of_the_last_model_under_test_transforms(workdi
     np.testing.assert_allclose(column("suggested_label"), p.argmax(dim=-1))
     np.testing.assert_allclose(column("suggested_score"), best[:, 0], rtol=1e-4)
     np.testing.assert_allclose(column("margin"), best[:, 0] - best[:, 1], atol=1e-5)
-    assert is_clean().tolist() == rule(p_clean, given, threshold).tolist()
+    deft = method(None, Config(threshold=threshold))
+    assert is_clean().tolist() == deft.is_clean(p_clean, given).tolist()
     assert 0 < is_clean().sum() < len(given)
 
 
-def test_the_paper_s_data_are_judged_online_and_one_s_own_finally(workdir):
+def test_the_paper_s_data_are_scored_online_and_one_s_own_in_a_final_pass(workdir):
     assert Config().selects == "online"
     assert replace(Config(), dataset="image_folder").selects == "final"
     assert replace(Config(), dataset="image_folder", selection="online").selects == "online"
@@ -103,7 +96,7 @@ def test_the_paper_s_data_are_judged_online_and_one_s_own_finally(workdir):
     assert "after the last epoch" in Path("phase1/digits/sym0.4.json").read_text()
 
 
-def test_resuming_after_the_last_epoch_takes_the_final_verdicts(workdir):
+def test_resuming_after_the_last_epoch_gives_the_same_final_scores(workdir):
     main_phase1.main([*TINY, "selection=final"])
     before = Path("run/samples.csv").read_bytes()
     Path("run/samples.csv").unlink()
@@ -129,19 +122,19 @@ def test_margin_scores_by_hand():
 
 def test_the_margin_is_the_mean_of_all_epochs(workdir, monkeypatch):
     index, steps = [], []
-    chance, method = main_phase1.complementary_labels, main_phase1.deft_step
+    draw, step = main_phase1.complementary_labels, main_phase1.DeFT.forward
 
     def labels_of_a_step(targets, numbers, *args, **options):
         index.append((numbers.numpy(), targets.numpy()))
-        return chance(targets, numbers, *args, **options)
+        return draw(targets, numbers, *args, **options)
 
     def watched(*args):
-        out = method(*args)
+        out = step(*args)
         steps.append(out["logits_pos"].detach().double().softmax(dim=-1).numpy())
         return out
 
     monkeypatch.setattr(main_phase1, "complementary_labels", labels_of_a_step)
-    monkeypatch.setattr(main_phase1, "deft_step", watched)
+    monkeypatch.setattr(main_phase1.DeFT, "forward", watched)
     main_phase1.main([*TINY, "epochs=3", "verdict=margin", "threshold=0.46"])
     total = np.zeros(1297)
     for (numbers, targets), p in zip(index, steps):
@@ -165,7 +158,7 @@ def test_the_final_margin_is_that_of_the_last_model(workdir, main, script):
     assert is_clean().tolist() == (positive.argmax(dim=-1) == given).tolist()
 
 
-def test_a_finished_run_may_be_judged_the_other_way(workdir):
+def test_a_finished_run_may_be_scored_by_the_other_verdict(workdir):
     main_phase1.main([*TINY, "epochs=2"])
     default = Path("run/samples.csv").read_bytes()
     main_phase1.main([*TINY, "epochs=2", "verdict=margin", "--resume"])
@@ -190,7 +183,7 @@ def test_margins_of_an_audit(workdir):
     trained = flip_labels(given, 10, share=0.05, seed=0)
     injected = (trained != given).numpy()
     assert (column("label_score") == final).tolist() == injected.tolist()
-    assert Path("run/audit.json").read_text() == audit  # of the pass after the training either way
+    assert Path("run/audit.json").read_text() == audit  # of the pass after training either way
     of_injected = margins(positive.softmax(dim=-1).numpy(), trained.numpy())[injected]
     for budget, missed in json.loads(audit)["missed"]:
         assert missed == pytest.approx(missed_at(final[~injected], of_injected, budget), abs=2)
@@ -198,33 +191,126 @@ def test_margins_of_an_audit(workdir):
 
 def test_samples_that_the_last_epoch_left_out_have_no_margin(workdir):
     main_phase1.main([*TINY, "epochs=2", "max_steps=2", "verdict=margin"])
-    looked_at = [row["suggested_label"] != "" for row in table()]
-    assert sum(looked_at) == 256
-    assert [row["label_score"] != "" for row in table()] == looked_at
-    assert not any(row["is_clean"] == "True" for row, seen in zip(table(), looked_at) if not seen)
+    scored = [row["suggested_label"] != "" for row in table()]
+    assert sum(scored) == 256
+    assert [row["label_score"] != "" for row in table()] == scored
+    assert not any(row["is_clean"] == "True" for row, seen in zip(table(), scored) if not seen)
 
 
 # ---------------------------------------------------------------- rules
 
 
-def test_a_threshold_moves_the_verdicts_and_not_the_training(workdir):
-    main_phase1.main([*TINY])
-    scores = column("label_score")
-    middle = float(np.median(scores))
-    main_phase1.main([*TINY, f"threshold={middle}"])
-    assert column("label_score").tolist() == scores.tolist()
-    assert is_clean().tolist() == (scores.astype(np.float32) > np.float32(middle)).tolist()
-    assert f"p_clean > {middle:g}" in Path("phase1/digits/sym0.4.json").read_text()
+def last_epoch(folder: str = "run") -> dict[str, float]:
+    return json.loads(Path(folder, "metrics.jsonl").read_text().splitlines()[-1])
 
 
-@pytest.mark.parametrize("rule", [above_half, above_half_and_agreeing])
-def test_thresholds_of_the_rules(rule):
+def quality(selected: np.ndarray, clean: np.ndarray) -> dict[str, float]:
+    hits = (selected & clean).sum()
+    return {
+        "selected": pytest.approx(100 * selected.mean(), rel=1e-4),
+        "precision_batch_mean": pytest.approx(100 * hits / selected.sum(), rel=1e-4),
+        "recall_batch_mean": pytest.approx(100 * hits / clean.sum(), rel=1e-4),
+    }
+
+
+@pytest.mark.parametrize("epochs", [1, 2])  # within and after the warm-up
+def test_a_threshold_decides_the_training_and_the_mask(workdir, epochs):
+    common = [*TINY, f"epochs={epochs}", "warmup=1", "batch_size=2000"]  # one batch per epoch
+    main_phase1.main(common)
+    middle = float(np.median(column("label_score")))
+    default = last_epoch()
+    summary = main_phase1.main([*common, f"threshold={middle}"])
+    selected = is_clean()
+    assert selected.tolist() == (column("label_score").astype(np.float32) > np.float32(middle)).tolist()
+    assert 0.2 < selected.mean() < 0.8
+    truth = column("given_label") == column("true_label")
+    expected = quality(selected, truth)
+    assert {name: last_epoch()[name] for name in expected} == expected
+    assert summary["precision"] == expected["precision_batch_mean"]
+    assert summary["recall"] == expected["recall_batch_mean"]
+    trained_alike = last_epoch()["loss_sim"] == pytest.approx(default["loss_sim"], rel=1e-4)
+    assert trained_alike == (epochs == 1)  # warm-up trains on all labels, later epochs on the selected ones
+    assert f"threshold {middle:g}" in Path("phase1/digits/sym0.4.json").read_text()
+
+
+@pytest.mark.parametrize("method", [main_phase1.DeFT, main_real_phase1.DeFTReal])
+def test_thresholds_of_the_rules(method):
     p_clean = torch.tensor([[0.6, 0.9], [0.6, 0.2], [0.9, 0.2]])
     labels = torch.tensor([0, 0, 0])
-    agrees = [rule is above_half, True, True]
-    assert rule(p_clean, labels).tolist() == agrees
-    assert rule(p_clean, labels, 0.7).tolist() == [False, False, True]
-    assert rule(p_clean, labels, 0.95).tolist() == [False, False, False]
+    agrees = [method is main_phase1.DeFT, True, True]
+    for threshold, expected in ((0.5, agrees), (0.7, [False, False, True]), (0.95, [False, False, False])):
+        assert method(None, Config(threshold=threshold)).is_clean(p_clean, labels).tolist() == expected
+
+
+# ---------------------------------------------------------------- one rule
+
+
+class SameParity(main_phase1.DeFT):
+    """A rule that neither threshold nor score could imitate."""
+
+    def is_clean(self, p_clean: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The given label has the parity of the argmax of p_clean. [B, C] and labels [B] -> bool [B]."""
+        return (p_clean.argmax(dim=-1) - y) % 2 == 0
+
+
+class Looser(main_phase1.DeFT):
+    """Another threshold."""
+
+    def is_clean(self, p_clean: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """p_clean of the given label > 0.3. [B, C] and labels [B] -> bool [B]."""
+        return p_clean.gather(1, y[:, None])[:, 0] > 0.3
+
+
+RULES = {
+    SameParity: ("The given label has the parity of the argmax of p_clean", "argmax(dim=-1) - y) % 2 == 0"),
+    Looser: ("p_clean of the given label > 0.3", "[:, 0] > 0.3"),
+    main_real_phase1.DeFTReal: (
+        "p_clean of the given label > threshold, and no class has a higher one",
+        "super().is_clean(p_clean, y) & (p_clean.argmax(dim=-1) == y)",
+    ),
+}
+
+
+@pytest.mark.parametrize("selection", ["online", "final"])
+@pytest.mark.parametrize("method", RULES)
+def test_everything_follows_the_one_rule_of_a_method(workdir, monkeypatch, method, selection):
+    """Loss, mask, metrics of the last epoch, final pass, summary, .json and page: all by `is_clean`."""
+    argv = [*TINY, "epochs=2", "warmup=0", "batch_size=2000", f"selection={selection}", "report=true"]
+    steps, step = [], main_phase1.DeFT.forward
+
+    def recorded(self, images, y, *more):
+        out = step(self, images, y, *more)
+        steps.append((y, {name: value.detach() for name, value in out.items()}))
+        return out
+
+    monkeypatch.setattr(main_phase1.DeFT, "forward", recorded)
+    summary = main_phase1.main(argv, method)
+    rule = method(None, Config()).is_clean
+
+    y, out = steps[-1]
+    trained_on = rule(out["p_clean"], y)
+    losses = torch.nn.functional.cross_entropy(out["logits_pos"], y, reduction="none")
+    assert float(out["loss_sim"]) == pytest.approx(float(losses[trained_on].mean()), rel=1e-5)
+    assert last_epoch()["selected"] == pytest.approx(100 * float(trained_on.float().mean()), rel=1e-4)
+
+    mask = torch.load("phase1/digits/sym0.4.pt", weights_only=True).numpy()
+    assert (mask == is_clean()).all()
+    assert 0 < mask.sum() < len(mask)
+    expected = quality(mask, column("given_label") == column("true_label"))
+    assert summary["precision"] == expected["precision_batch_mean"]
+    assert summary["recall"] == expected["recall_batch_mean"]
+    if selection == "online":
+        assert {name: last_epoch()[name] for name in expected} == expected
+    else:
+        positive, negative, given = logits_of_the_saved_model(argv, method.script)
+        assert mask.tolist() == rule(clean_probability(positive, negative), given).tolist()
+
+    facts = json.loads(Path("phase1/digits/sym0.4.json").read_text())
+    words, source = RULES[method]
+    when = "in the last epoch" if selection == "online" else "after the last epoch"
+    assert facts["rule"] == f"{words}, threshold 0.5, {when}"
+    assert source in facts["rule_source"]
+    assert facts["rule"] in html.unescape(Path("run/report.html").read_text(encoding="utf-8"))
 
 
 def test_a_review_holds_the_lowest_scores_and_of_equals_the_first():
@@ -251,7 +337,7 @@ def test_a_review_budget_of_a_run(workdir, main):
     assert column("label_score").tolist() == scores.tolist()
 
 
-def test_samples_that_nobody_looked_at_are_not_selected(workdir):
+def test_samples_that_were_not_scored_are_not_selected(workdir):
     main_phase1.main([*TINY, "max_steps=2", "review_budget=100"])
     seen = [row for row in table() if row["label_score"]]
     assert len(seen) == 256
@@ -293,15 +379,15 @@ def test_budgets_of_a_settings_file(workdir, fails):
 
 def test_most_suspicious_first(workdir):
     main_phase1.main([*TINY, "max_steps=2"])
-    as_they_are = table()
+    unsorted = table()
     main_phase1.main([*TINY, "max_steps=2", "sort_samples=true"])
     ordered = table()
-    assert sorted(r["sample_id"] for r in ordered) == sorted(r["sample_id"] for r in as_they_are)
-    assert {r["sample_id"]: r for r in ordered} == {r["sample_id"]: r for r in as_they_are}
+    assert sorted(r["sample_id"] for r in ordered) == sorted(r["sample_id"] for r in unsorted)
+    assert {r["sample_id"]: r for r in ordered} == {r["sample_id"]: r for r in unsorted}
     scores = [float(r["label_score"] or "inf") for r in ordered]
     assert scores == sorted(scores)
     mask = load_clean_set(Path("run/samples.csv"), [str(i) for i in range(1297)], {})
-    assert mask.tolist() == [r["is_clean"] == "True" for r in as_they_are]
+    assert mask.tolist() == [r["is_clean"] == "True" for r in unsorted]
 
 
 @pytest.mark.parametrize("main, method", [(main_baseline.main, "--lnl_methods"), (main_small_loss.main, "--strategy")])
@@ -314,23 +400,23 @@ def test_every_method_that_selects_fills_the_suggestions(workdir, main, method):
     assert column("margin").max() > 0
 
 
-def test_verdicts_keep_probability_and_margin():
-    verdicts = SampleScores(3, None)
+def test_scores_keep_probability_and_margin():
+    scores = SampleScores(3, None)
     logits = torch.tensor([[0.6, 0.3, 0.1], [0.25, 0.25, 0.5]]).log()
-    verdicts.record(torch.tensor([2, 0]), selected=torch.tensor([True, False]), score=torch.rand(2), logits=logits)
-    assert verdicts.suggested.tolist() == [2, -1, 0]
-    np.testing.assert_allclose(verdicts.suggested_score, [0.5, np.nan, 0.6], rtol=1e-5)
-    np.testing.assert_allclose(verdicts.margin, [0.25, np.nan, 0.3], rtol=1e-5)
+    scores.record(torch.tensor([2, 0]), selected=torch.tensor([True, False]), score=torch.rand(2), logits=logits)
+    assert scores.suggested.tolist() == [2, -1, 0]
+    np.testing.assert_allclose(scores.suggested_score, [0.5, np.nan, 0.6], rtol=1e-5)
+    np.testing.assert_allclose(scores.margin, [0.25, np.nan, 0.3], rtol=1e-5)
 
 
 def test_a_hundred_thousand_samples_are_written_in_seconds(tmp_path):
-    n, chance = 100_000, torch.Generator().manual_seed(0)
-    labels = torch.randint(0, 100, (n,), generator=chance)
-    verdicts = SampleScores(n, None)
-    logits = torch.randn(n, 100, generator=chance)
-    verdicts.record(torch.arange(n), selected=labels > 3, score=torch.rand(n, generator=chance), logits=logits)
+    n, rng = 100_000, torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 100, (n,), generator=rng)
+    scores = SampleScores(n, None)
+    logits = torch.randn(n, 100, generator=rng)
+    scores.record(torch.arange(n), selected=labels > 3, score=torch.rand(n, generator=rng), logits=logits)
     train = NoisyImages("x", [f"folder/{i}.jpg" for i in range(n)], torch.empty(n), labels, labels)
     started = time.process_time()
-    write_samples(tmp_path / "samples.csv", train, verdicts, [str(i) for i in range(100)], suspicious_first=True)
+    write_samples(tmp_path / "samples.csv", train, scores, [str(i) for i in range(100)], suspicious_first=True)
     assert time.process_time() - started < 5
     assert sum(1 for _ in (tmp_path / "samples.csv").open()) == n + 1

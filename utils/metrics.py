@@ -15,27 +15,27 @@ class RunningMeans:
         self.counts: dict[str, int] = {}
 
     def state_dict(self) -> dict[str, dict]:
-        """What is needed to go on."""
+        """Sums and counts so far, on the CPU."""
         return {"sums": {name: total.cpu() for name, total in self.sums.items()}, "counts": dict(self.counts)}
 
     def load_state_dict(self, state: dict[str, dict], device: torch.device) -> None:
-        """Go on from a saved state."""
+        """Resume from a `state_dict`."""
         self.sums = {name: total.to(device) for name, total in state["sums"].items()}
         self.counts = dict(state["counts"])
 
     def add(self, **values: Tensor) -> None:
-        """One batch's scalars."""
+        """Add the scalars of one batch."""
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach().float()
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def read(self) -> dict[str, float]:
-        """Name -> mean over the batches so far."""
+        """Return name -> mean over the batches so far; waits for the device."""
         return {name: float(total) / self.counts[name] for name, total in self.sums.items()}
 
 
 def selection_quality(selected: Tensor, is_clean: Tensor | None) -> dict[str, float | None]:
-    """Exact precision, recall and F1 in percent of a whole selection, bool [N]; None where truth is unknown.
+    """Exact precision, recall and F1 in percent of a whole selection, bool [N]; None where true labels are unknown.
 
     Precision: clean among selected. Recall: selected among clean.
     """
@@ -48,5 +48,5 @@ def selection_quality(selected: Tensor, is_clean: Tensor | None) -> dict[str, fl
 
 
 def has_both_kinds(is_clean: Tensor | np.ndarray | None) -> bool:
-    """Whether right and wrong labels are known, some of each, bool [N]; otherwise there is nothing to tell apart."""
+    """Tell whether there are right and wrong labels, bool [N], so that a detector has something to separate."""
     return is_clean is not None and bool(is_clean.any()) and not bool(is_clean.all())

@@ -1,111 +1,138 @@
-"""The findings of a run as pictures (matplotlib, Agg)."""
+"""Charts as SVG to be inlined in a page: matplotlib draws, the page's style sheet colours."""
 
 from __future__ import annotations
 
-import logging
-import warnings
+import io
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
-import numpy as np
+from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from utils.files import write_atomically
-from utils.report.findings import N_BINS, ClassNoise, Findings, Histogram, LineChart, Pair
+from utils.report.findings import N_BINS, Histogram, LineChart
 
-# Okabe and Ito's colours, told apart by colour-blind people, too; dashes say the same again.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
-STYLE = {
-    # Names may be in any script: the first font that has the letter draws it.
-    "font.family": ["DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans Arabic", "Noto Sans Devanagari"],
+# Okabe and Ito's colours, which colour-blind readers can tell apart; dashes tell the lines apart without colour.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1)), (0, (1, 1)))
+# Colour of a drawing -> colour of the style sheet, which knows the theme. Black text has no colour in an SVG: it inherits.
+THEMED = {colour: f"var(--s{i})" for i, colour in enumerate(COLOURS)} | {
+    "#000000": "currentColor",
+    "#b0b0b0": "var(--border)",
+}
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text
+    "text.parse_math": False,  # a name may be $5$
+    "font.family": "sans-serif",
+    "font.size": 12,
+    "lines.linewidth": 2.25,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "figure.dpi": 150,
-    "text.parse_math": False,  # a class may be called $5$
+    "axes.spines.left": False,
+    "xtick.bottom": False,
+    "ytick.left": False,
+    "legend.frameon": False,
+    "legend.handlelength": 3,
 }
-MAX_BARS = 30
+WIDTH, HEIGHT, LEGEND_ROW = 400, 220, 18  # points
+LONG_NAME = 20  # letters; legends of longer names have one column
+SVG = "{http://www.w3.org/2000/svg}"
 
 
-def write_plots(folder: Path, findings: Findings) -> list[Path]:
-    """A PNG for each finding that there is; returns their paths."""
-    drawings: dict[str, Callable[[Axes], None]] = {
-        "label_score": lambda axes: _draw_histogram(axes, findings.histogram)
-    }
-    if findings.classes:
-        drawings["noise_by_class"] = lambda axes: _draw_classes(axes, findings.classes[:MAX_BARS])
-    if findings.pairs:
-        drawings["confused_pairs"] = lambda axes: _draw_pairs(axes, findings.pairs[:MAX_BARS])
-    for chart in findings.charts:
-        drawings[chart.name] = lambda axes, chart=chart: _draw_lines(axes, chart)
-    return [_write(folder / f"{name}.png", draw) for name, draw in drawings.items()]
+class Chart(NamedTuple):
+    """A title and a complete <svg> element with a description, without ids and without references."""
+
+    title: str
+    svg: Markup
 
 
-def _write(path: Path, draw: Callable[[Axes], None]) -> Path:
-    fonts = logging.getLogger("matplotlib.font_manager")
-    with rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")  # boxes in their place say as much
-        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+def draw_lines(chart: LineChart) -> Chart:
+    """Draw lines that differ in colour and dashes; a line of one point becomes a short level one."""
+
+    def draw(axes: Axes) -> None:
+        for line, colour, dashes in zip(chart.lines, COLOURS, DASHES):
+            x, y = (line.x, line.y) if len(line.x) > 1 else ([line.x[0] - 0.5, line.x[0] + 0.5], line.y * 2)
+            axes.plot(x, y, color=colour, linestyle=dashes, label=line.name)
+        axes.set(xlabel=chart.x_label, ylabel=chart.y_label)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=chart.x_label == "epoch", min_n_ticks=1))
+        if chart.limits:
+            axes.set_ylim(*chart.limits)
+
+    ends = "; ".join(f"{line.name} ends at {line.y[-1]:.4g}" for line in chart.lines)
+    description = f"{chart.title}. {chart.y_label} over {chart.x_label}: {ends}."
+    return Chart(chart.title, _render(draw, [line.name for line in chart.lines], description))
+
+
+def draw_histogram(histogram: Histogram) -> Chart:
+    """Draw stacked bars: filled for the first group, outlined for the second."""
+
+    def draw(axes: Axes) -> None:
+        below = [0] * N_BINS
+        for (name, counts), colour, alpha in zip(histogram.groups.items(), COLOURS, (1, 0.3)):
+            drawn = [k for k in range(N_BINS) if counts[k]]
+            bars = axes.bar(
+                [(k + 0.5) / N_BINS for k in drawn],
+                [counts[k] for k in drawn],
+                0.8 / N_BINS,
+                [below[k] for k in drawn],
+                facecolor=(colour, alpha),
+                edgecolor=colour,
+                label=name,
+            )
+            for k, bar in zip(drawn, bars):
+                bar.set_gid(f"{k / N_BINS:g} to {(k + 1) / N_BINS:g}, {name}: {counts[k]:,}")
+            below = [n + m for n, m in zip(below, counts)]
+        axes.set(
+            xlabel="label score (low = suspicious)", ylabel="samples", xlim=(0, 1), ylim=(0, max(1, *below) * 1.05)
+        )
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+
+    totals = [sum(counts) for counts in zip(*histogram.groups.values())]
+    halves = f"{sum(totals[: N_BINS // 2]):,} samples below 0.5, {sum(totals[N_BINS // 2 :]):,} from 0.5 on"
+    description = f"{histogram.title}: histogram of the label score, {halves}."
+    return Chart(histogram.title, _render(draw, list(histogram.groups), description))
+
+
+def _render(draw: Callable[[Axes], None], names: list[str], description: str) -> Markup:
+    """Draw one pair of axes with a legend below it; the same drawing gives the same bytes."""
+    columns = 1 if max(map(len, names)) > LONG_NAME else 2
+    height = HEIGHT + LEGEND_ROW * -(-len(names) // columns)
+    file = io.BytesIO()
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
         draw(figure.add_subplot())
-        fonts.addFilter(_quiet)  # not every machine has every font
-        try:
-            write_atomically(path, lambda file: figure.savefig(file, format="png"))
-        finally:
-            fonts.removeFilter(_quiet)
-    return path
+        figure.legend(loc="outside lower center", ncols=columns)
+        figure.savefig(file, format="svg", transparent=True)
+    return _inline(ElementTree.fromstring(file.getvalue()), description)
 
 
-def _quiet(record: logging.LogRecord) -> bool:
-    return False
+def _inline(svg: ElementTree.Element, description: str) -> Markup:
+    """Prepare a drawing of matplotlib for a page: no ids, references, metadata, fonts, or colours of its own."""
+    for child in [*svg.iter(f"{SVG}metadata"), *svg.iter(f"{SVG}defs")]:  # the date, a style for the page, clip paths
+        svg.remove(child)
+    for element in svg.iter():
+        element.tag = element.tag.removeprefix(SVG)
+        name = element.attrib.pop("id", "")
+        if " " in name:  # set by `draw_histogram`; matplotlib's own have none
+            element.insert(0, ElementTree.Element("title"))
+            element[0].text = name
+        element.attrib.pop("clip-path", None)  # nothing is outside of its axes
+        if style := element.get("style"):
+            rules = [rule for rule in style.split("; ") if not rule.startswith("font-family")]
+            element.set("style", "; ".join(_themed(rule) for rule in rules))
+    box = svg.attrib["viewBox"]
+    svg.attrib.clear()
+    svg.attrib |= {"class": "chart", "viewBox": box, "role": "img", "aria-label": description}
+    return Markup(ElementTree.tostring(svg, encoding="unicode", short_empty_elements=False).strip())
 
 
-def _draw_histogram(axes: Axes, histogram: Histogram) -> None:
-    edges, bottom = np.linspace(0, 1, N_BINS + 1), np.zeros(N_BINS)
-    for (name, counts), colour in zip(histogram.groups.items(), COLOURS):
-        axes.bar(edges[:-1], counts, 1 / N_BINS, bottom, align="edge", label=name, color=colour, edgecolor="white")
-        bottom += counts
-    axes.set(xlabel="label score (low = suspicious)", ylabel="samples")
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.figure.suptitle("How trustworthy the labels look")
-    axes.legend(frameon=False)
-
-
-def _draw_classes(axes: Axes, classes: list[ClassNoise]) -> None:
-    axes.barh(range(len(classes)), [c.rate for c in classes], color=COLOURS[1])
-    for row, c in enumerate(classes):
-        if c.low is not None and c.high is not None:
-            axes.plot([c.low, c.high], [row, row], color="black", linewidth=1)
-    _name_rows(axes, [c.name for c in classes])
-    axes.set_xlabel("%")
-    axes.figure.suptitle("Estimated share of wrong labels, by given class")
-
-
-def _draw_pairs(axes: Axes, pairs: list[Pair]) -> None:
-    axes.barh(range(len(pairs)), [p.count for p in pairs], color=COLOURS[0])
-    _name_rows(axes, [f"{p.given} → {p.suggested}" for p in pairs])
-    axes.set_xlabel("samples")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.figure.suptitle("Most confused pairs: given → suggested")
-
-
-def _name_rows(axes: Axes, names: list[str]) -> None:
-    axes.figure.set_figheight(max(2.0, 1.2 + 0.22 * len(names)))
-    axes.set_yticks(range(len(names)), [n if len(n) <= 40 else f"{n[:39]}…" for n in names])
-    axes.set_ylim(len(names) - 0.4, -0.6)
-
-
-def _draw_lines(axes: Axes, chart: LineChart) -> None:
-    for line, colour, dashes in zip(chart.lines, COLOURS, DASHES):
-        axes.plot(line.x, line.y, color=colour, linestyle=dashes, label=line.name)
-        if len(line.x) == 1:
-            axes.plot(line.x, line.y, "o", color=colour)
-    axes.set(xlabel=chart.x_label, ylabel=chart.y_label)
-    axes.figure.suptitle(chart.title)
-    if chart.x_label == "epoch":
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if chart.limits:
-        axes.set_ylim(chart.limits[0], chart.limits[1] * 1.02)
-    axes.legend(frameon=False, loc="lower center" if chart.limits else "best")
+def _themed(rule: str) -> str:
+    name, _, value = rule.partition(": ")
+    return f"{name}: {THEMED.get(value, value)}"

@@ -1,18 +1,20 @@
-"""What a run found, as numbers ready to be drawn: the same for the pages and the pictures of a report."""
+"""Findings of a run, as numbers ready to be shown."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 from torch import Tensor
 
+from datasets import Data
 from utils.metrics import has_both_kinds, selection_quality
-from utils.selection.rules import SampleScores
+from utils.report.audit import Audit
+from utils.selection.scores import SampleScores
 
 N_BINS = 40  # of the histogram
 MAX_POINTS = 200  # of a drawn curve
@@ -29,7 +31,7 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class LineChart:
-    """Lines over one pair of axes. `limits`: (lowest, highest) y, or None to fit the lines."""
+    """Lines in one pair of axes. `limits`: (lowest, highest) y, or None to fit the lines."""
 
     name: str
     title: str
@@ -41,8 +43,9 @@ class LineChart:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts of `label_score` in equal bins over [0, 1], one list a group of samples; stacked when drawn."""
+    """Counts of `label_score` in equal bins over [0, 1], one list per group of samples; stacked when drawn."""
 
+    title: str
     groups: dict[str, list[int]]
 
 
@@ -52,26 +55,26 @@ class ClassNoise(NamedTuple):
     name: str
     n: int
     rate: float
-    low: float | None
-    high: float | None
+    interval: tuple[float, float] | None = None
 
 
 class Pair(NamedTuple):
-    """How many samples labelled `given` should rather be labelled `suggested`."""
+    """Number of samples with the given label `given` and the suggested label `suggested`."""
 
     given: str
     suggested: str
-    count: int
+    n: int
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything a report says beside single samples. Shares in percent.
+    """Everything that a report shows beside single samples. Shares in percent.
 
     Attributes:
-        suspicious: sample numbers, lowest score first, int64; seen samples that were not selected.
+        n_seen: samples with a score.
+        suspicious: sample numbers, lowest score first, int64; scored samples that were not selected.
         noise_rate, interval: the audit's estimate of the share of wrong labels, None without an audit.
-        quality: precision, recall and F1 of the selection; None where the true labels are unknown.
+        quality: precision, recall and F1 of the selection; empty where true labels are unknown.
         classes, pairs: sorted, the noisiest and the most frequent first.
     """
 
@@ -80,7 +83,7 @@ class Findings:
     suspicious: np.ndarray
     noise_rate: float | None
     interval: tuple[float, float] | None
-    quality: dict[str, float] | None
+    quality: dict[str, float]
     histogram: Histogram
     classes: list[ClassNoise]
     pairs: list[Pair]
@@ -88,58 +91,57 @@ class Findings:
 
     @property
     def suspicious_share(self) -> float:
-        """Suspicious among seen samples, in percent."""
+        """Suspicious among scored samples, in percent."""
         return 100 * len(self.suspicious) / max(1, self.n_seen)
 
 
 def summarise(
-    data: Any, verdicts: SampleScores, history: list[dict], *, audit: Any = None, rival_scores: dict[str, Tensor] | None
+    data: Data,
+    scores: SampleScores,
+    history: list[dict],
+    *,
+    audit: Audit | None = None,
+    comparisons: dict[str, Tensor] | None = None,
 ) -> Findings:
-    """Count and sort what the verdicts on `data.train` say.
+    """Count and sort the scores of `data.train`.
 
     Args:
-        data: the data set of the run (`datasets.Data`).
         history: the lines of metrics.jsonl.
-        audit: what is better known than by counting verdicts, an object or a dict of any of `noise_rate`, `interval`,
-            `by_class` (rows of `ClassNoise`) and `pairs` (rows of `Pair`); rates in percent.
-        rival_scores: other scores of the given labels, by name, high = clean, [N]; NaN where there is none.
+        audit: better estimates than counts of suspicious samples.
+        comparisons: other scores of the given labels, by name, high = clean, [N]; NaN where there is none.
     """
-    given = data.train.given.cpu().numpy()
-    score, suggested = verdicts.score.cpu().double().numpy(), verdicts.suggested.cpu().numpy()
-    selected = verdicts.selected.cpu()
+    given, suggested = data.train.given.cpu().numpy(), scores.suggested.cpu().numpy()
+    score, selected = scores.score.cpu().double().numpy(), scores.selected.cpu()
+    is_clean = None if data.train.is_clean is None else data.train.is_clean.cpu()
     seen = np.isfinite(score)
-    is_clean = data.train.is_clean
     suspicious = np.flatnonzero(seen & ~selected.numpy())
     suspicious = suspicious[np.argsort(score[suspicious], kind="stable")]
-    scores = {OWN_SCORE: score, **{k: v.cpu().double().numpy() for k, v in (rival_scores or {}).items()}}
-    classes = _audited(audit, "by_class", ClassNoise) or _noise_by_class(given[seen], given[suspicious], data)
-    pairs = _audited(audit, "pairs", Pair) or _pairs(given[suspicious], suggested[suspicious], data.class_names)
+    classes = [ClassNoise(name, n, rate, (low, high)) for name, n, rate, low, high in audit.by_class] if audit else []
+    classes = classes or _noise_by_class(given[seen], given[suspicious], data.class_names)
+    pairs = [Pair(*row) for row in audit.pairs] if audit else []
+    pairs = pairs or _pairs(given[suspicious], suggested[suspicious], data.class_names)
+    charts = _training(history)
+    if is_clean is not None:
+        others = {name: other.cpu().double().numpy() for name, other in (comparisons or {}).items()}
+        charts += _curves({OWN_SCORE: score, **others}, is_clean.numpy())
     return Findings(
         n_samples=len(given),
         n_seen=int(seen.sum()),
         suspicious=suspicious,
-        noise_rate=_field(audit, "noise_rate"),
-        interval=_field(audit, "interval"),
-        quality=None if is_clean is None else selection_quality(selected, is_clean.cpu()),
-        histogram=_histogram(score, seen, selected.numpy(), None if is_clean is None else is_clean.cpu().numpy()),
+        noise_rate=audit.noise_rate if audit else None,
+        interval=audit.interval if audit else None,
+        quality={k: v for k, v in selection_quality(selected, is_clean).items() if v is not None},
+        histogram=_histogram(score, seen, selected.numpy(), None if is_clean is None else is_clean.numpy()),
         classes=sorted(classes, key=lambda c: (-c.rate, c.name)),
-        pairs=sorted(pairs, key=lambda p: (-p.count, p.given, p.suggested)),
-        charts=_training(history) + (_curves(scores, is_clean.cpu().numpy()) if is_clean is not None else []),
+        pairs=sorted(pairs, key=lambda p: (-p.n, p.given, p.suggested)),
+        charts=charts,
     )
 
 
-def _field(audit: Any, name: str) -> Any:
-    return audit.get(name) if isinstance(audit, dict) else getattr(audit, name, None)
-
-
-def _audited(audit: Any, name: str, kind: type) -> list:
-    return [kind(*row) for row in _field(audit, name) or ()]
-
-
-def _noise_by_class(given: np.ndarray, suspicious: np.ndarray, data: Any) -> list[ClassNoise]:
-    """Share of each given class's seen samples that is suspicious; classes without a seen sample are left out."""
-    counts = [np.bincount(labels, minlength=len(data.class_names)).tolist() for labels in (given, suspicious)]
-    return [ClassNoise(c, n, 100 * k / n, None, None) for c, n, k in zip(data.class_names, *counts) if n]
+def _noise_by_class(given: np.ndarray, suspicious: np.ndarray, class_names: Sequence[str]) -> list[ClassNoise]:
+    """Share of suspicious ones among the scored samples of each given class; classes without any are left out."""
+    counts = [np.bincount(labels, minlength=len(class_names)).tolist() for labels in (given, suspicious)]
+    return [ClassNoise(c, n, 100 * k / n) for c, n, k in zip(class_names, *counts) if n]
 
 
 def _pairs(given: np.ndarray, suggested: np.ndarray, class_names: Sequence[str]) -> list[Pair]:
@@ -149,15 +151,16 @@ def _pairs(given: np.ndarray, suggested: np.ndarray, class_names: Sequence[str])
 
 
 def _histogram(score: np.ndarray, seen: np.ndarray, selected: np.ndarray, is_clean: np.ndarray | None) -> Histogram:
-    names, good = ("trusted", "suspicious"), selected
+    names, good = ("selected", "suspicious"), selected
     if is_clean is not None:
         names, good = ("label is right", "label is wrong"), is_clean
     groups = dict(zip(names, (seen & good, seen & ~good)))
-    return Histogram({k: np.histogram(score[v], bins=N_BINS, range=(0, 1))[0].tolist() for k, v in groups.items()})
+    counts = {k: np.histogram(score[v], bins=N_BINS, range=(0, 1))[0].tolist() for k, v in groups.items()}
+    return Histogram("Distribution of the label score", counts)
 
 
 def _training(history: list[dict]) -> list[LineChart]:
-    """Losses over epochs, and whatever is in percent."""
+    """Losses over epochs, and everything in percent."""
     names = list(dict.fromkeys(name for line in history for name in line))
     losses = [n for n in names if n.startswith("loss")]
     shares = [n for n in names if n.endswith(("_accuracy", "_batch_mean"))]
@@ -179,8 +182,9 @@ def _over_epochs(history: list[dict], names: list[str]) -> list[Line]:
 
 
 def _curves(scores: dict[str, np.ndarray], is_clean: np.ndarray) -> list[LineChart]:
-    """Precision-recall and ROC of finding the right labels; none where all labels are right, or all wrong."""
-    pr, roc = [], []
+    """Precision-recall and ROC curves of detecting clean labels; none where all labels are right, or all wrong."""
+    pr: list[Line] = []
+    roc: list[Line] = []
     for name, score in scores.items():
         known = np.isfinite(score)
         truth, score = is_clean[known], score[known]
@@ -193,15 +197,15 @@ def _curves(scores: dict[str, np.ndarray], is_clean: np.ndarray) -> list[LineCha
         roc.append(_curve(f"{name} (AUC {100 * roc_auc_score(truth, score):.1f})", wrong, right))
     limits = (0.0, 100.0)
     charts = [
-        LineChart("precision_recall", "Right labels found: precision and recall", "recall, %", "precision, %", pr, limits),
-        LineChart("roc", "Right labels found: ROC", "wrong labels let in, %", "right labels found, %", roc, limits),
+        LineChart("precision_recall", "Clean labels found: precision and recall", "recall, %", "precision, %", pr, limits),
+        LineChart("roc", "Clean labels found: ROC curve", "wrong labels selected, %", "clean labels selected, %", roc, limits),
     ]  # fmt: skip
     return [chart for chart in charts if chart.lines]
 
 
 def _curve(name: str, x: np.ndarray, y: np.ndarray) -> Line:
-    """In percent, thinned to what the eye can tell apart."""
-    chosen = (
-        np.unique(np.linspace(0, len(x) - 1, MAX_POINTS).round().astype(int)) if len(x) > MAX_POINTS else slice(None)
-    )
-    return Line(name, *((100 * values[chosen]).round(2).tolist() for values in (x, y)))
+    """A line in percent, thinned to at most `MAX_POINTS`."""
+    kept = np.arange(len(x))
+    if len(x) > MAX_POINTS:
+        kept = np.unique(np.linspace(0, len(x) - 1, MAX_POINTS).round().astype(int))
+    return Line(name, *((100 * values[kept]).round(2).tolist() for values in (x, y)))

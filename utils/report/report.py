@@ -27,7 +27,7 @@ def report_detection(run: Run, data: Data, method: Method, loaders: dict[str, Lo
     Args:
         loaders: `train` (its labels are those trained on, some of them flipped for an audit) and the test sets.
     """
-    cfg, train, audit, rivals = run.cfg, loaders["train"], None, {}
+    cfg, train, audit, comparisons = run.cfg, loaders["train"], None, {}
     given = data.train.given.to(run.device)
     if cfg.verdict == "margin":
         scores.select_by_mean_margin(cfg.threshold)
@@ -36,12 +36,14 @@ def report_detection(run: Run, data: Data, method: Method, loaders: dict[str, Lo
         # The score of a flipped label is not that of the given one.
         scores.copy_from(final.given, (train.targets != given) | (cfg.selects == "final"))
         audit = report_audit(run, data, final)
-        rivals["small-loss of this model"] = final.likelihood
+        comparisons["small-loss of this model"] = final.likelihood
     if cfg.report and cfg.prompts == "names" and has_both_kinds(data.train.is_clean):  # otherwise there is no curve
         zero_shot = run.prepare(build_zero_shot(cfg, data.prompt_names))
-        rivals["label-match"] = match_labels(zero_shot, train, given, run)
+        comparisons["label-match"] = match_labels(zero_shot, train, given, run)
     rule, source = describe(method.is_clean, run)
-    return report_selection(run, data, loaders, scores, rule=rule, rule_source=source, audit=audit, rivals=rivals)
+    return report_selection(
+        run, data, loaders, scores, rule=rule, rule_source=source, audit=audit, comparisons=comparisons
+    )
 
 
 def describe(is_clean: IsClean, run: Run) -> tuple[str, str | None]:
@@ -68,14 +70,14 @@ def report_selection(
     rule: str,
     rule_source: str | None = None,
     audit: Audit | None = None,
-    rivals: dict[str, Tensor] | None = None,
+    comparisons: dict[str, Tensor] | None = None,
 ) -> dict:
     """Write the selected set, samples.csv, with `report` the page, and summary.json; returns the summary.
 
     Args:
         rule: how the samples were selected, in words, for the selected set's .json and the page; `rule_source`: as code.
         audit: estimates for the page.
-        rivals: scores of the given labels by other rules, [N] by name, to compare on the page.
+        comparisons: scores of the given labels by other rules, [N] by name, to compare on the page.
     """
     train, cfg, path = data.train, run.cfg, run.selected_set
     if cfg.review_budget is not None:
@@ -85,7 +87,7 @@ def report_selection(
     save_clean_set(path, selected, train.fingerprint(), rule=rule, rule_source=rule_source, seed=cfg.seed)
     write_samples(run.folder / "samples.csv", train, scores, data.class_names, suspicious_first=cfg.sort_samples)
     if cfg.report:
-        write_page(run, data, scores, rule=rule, audit=audit, rivals=rivals)
+        write_page(run, data, scores, rule=rule, audit=audit, comparisons=comparisons)
     last = run.history[-1] if run.history else {}
     summary = {
         **selection_quality(selected, train.is_clean),
@@ -105,7 +107,7 @@ def write_page(
     *,
     rule: str,
     audit: Audit | None,
-    rivals: dict[str, Tensor] | None,
+    comparisons: dict[str, Tensor] | None,
 ) -> None:
     """Write report.html into the run directory."""
     from utils.report.page import RunFacts, write_report  # matplotlib takes a second to import
@@ -116,26 +118,23 @@ def write_page(
         rule=rule,
         settings={"script": run.script, "backbone": cfg.backbone, "epochs": str(cfg.epochs), "seed": str(cfg.seed)},
         files={
-            str(run.folder / "samples.csv"): "the verdict on every sample",
+            str(run.folder / "samples.csv"): "every sample with its scores",
             str(run.selected_set): "the selected set, for phase 2",
             str(run.folder / "summary.json"): "the figures of the run",
-            str(run.folder / "plots"): "the charts of this page as pictures",
-            "corrections.csv": "your verdicts, once you save them here",
+            "corrections.csv": "your decisions, once you save them here",
         },
     )
-    written = write_report(
-        run.folder / "report.html",
+    path = run.folder / "report.html"
+    write_report(
+        path,
         run_facts=facts,
         data=data,
-        verdicts=scores,
+        scores=scores,
         history=run.history,
         audit=audit,
-        rival_scores=rivals,
-        plots=run.folder / "plots",
+        comparisons=comparisons,
     )
-    log.log(
-        RESULT, f"wrote {written[0]} and {len(written) - 1} plots: open it in a browser to judge the suspicious labels"
-    )
+    log.log(RESULT, f"wrote {path}: open it in a browser to review the suspicious labels")
 
 
 def report_unreadable(run: Run, loaders: dict[str, Loader]) -> dict[str, int]:

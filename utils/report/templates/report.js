@@ -1,8 +1,8 @@
 "use strict";
 
-const BATCH = 60; // cards added at a time
-const LONG_ID = 28; // letters: of a longer one a card shows the end
-const PIXELATED = 64; // pixels: smaller pictures keep their squares when enlarged
+const BATCH = 60; // cards added at once
+const LONG_ID = 28; // letters; a card shows the end of a longer id
+const PIXELATED = 64; // pixels; smaller images keep their square pixels when enlarged
 const ACTIONS = { keep: "label is right", relabel: "use suggestion", drop: "drop" };
 const KEYS = { k: "keep", s: "relabel", d: "drop", u: null };
 
@@ -17,9 +17,9 @@ function element(tag, properties = {}, ...children) {
   return node;
 }
 
-// ------------------------------------------------------------- verdicts
+// ------------------------------------------------------------ decisions
 
-// A page opened from a disk may be refused storage: then verdicts live as long as the page.
+// A browser may refuse storage to a page from a file: then decisions last as long as the page is open.
 const store = {
   works: true,
   read() {
@@ -30,9 +30,9 @@ const store = {
       return {};
     }
   },
-  write(verdicts) {
+  write(decisions) {
     try {
-      localStorage.setItem(data.key, JSON.stringify(verdicts));
+      localStorage.setItem(data.key, JSON.stringify(decisions));
       this.works = true;
     } catch {
       this.works = false;
@@ -42,7 +42,7 @@ const store = {
 };
 
 const canRelabel = (i) => data.suggested[i] >= 0 && data.suggested[i] !== data.given[i];
-const actions = new Map(); // sample -> action, in no particular order
+const actions = new Map(); // sample -> action, unordered
 
 function readActions() {
   const stored = store.read();
@@ -52,15 +52,16 @@ function readActions() {
   });
 }
 
-function judge(i, action) {
+// Take an action, or take it back if it was taken before; tells whether the sample has one now.
+function decide(i, action) {
   if (action === "relabel" && !canRelabel(i)) return false;
   if (action === null || actions.get(i) === action) actions.delete(i);
   else actions.set(i, action);
-  keep();
+  storeActions();
   return actions.has(i);
 }
 
-function keep() {
+function storeActions() {
   store.write(Object.fromEntries([...actions].map(([i, action]) => [data.ids[i], action])));
   saved = false;
   showProgress();
@@ -93,16 +94,16 @@ function saveCorrections() {
 function showProgress() {
   const count = (action) => [...actions.values()].filter((a) => a === action).length;
   at("progress").textContent =
-    `${actions.size.toLocaleString("en")} of ${data.ids.length.toLocaleString("en")} judged: ` +
+    `${actions.size.toLocaleString("en")} of ${data.ids.length.toLocaleString("en")} reviewed: ` +
     `${count("keep")} right, ${count("relabel")} relabelled, ${count("drop")} dropped`;
   at("save").disabled = at("clear").disabled = actions.size === 0;
 }
 
 // ---------------------------------------------------------------- cards
 
-const cards = new Map(); // sample -> its card, for what has been rendered
-let visible = []; // samples that pass the filters
-let rendered = 0; // how many of them have a card in the page
+const cards = new Map(); // sample -> its card, where rendered
+let visible = []; // samples that match the filters
+let rendered = 0; // how many of them have a card
 let active = 0; // position in `visible` that the Tab key leads to
 
 function picture(i) {
@@ -125,7 +126,7 @@ function fact(list, name, value, kind = "", title = value) {
   list.append(element("dt", { textContent: name }), element("dd", { textContent: value, dir: "auto", className: kind, title }));
 }
 
-// Paths differ at their end.
+// Paths differ at their ends.
 function shortened(id) {
   const letters = [...id];
   return letters.length > LONG_ID ? `…${letters.slice(1 - LONG_ID).join("")}` : id;
@@ -141,15 +142,15 @@ function facts(list, i, whole = false) {
   return list;
 }
 
-function verdictButtons(onVerdict) {
+function decisionButtons(onDecision) {
   return Object.entries(ACTIONS).map(([action, text]) => {
-    const button = element("button", { type: "button", className: `verdict ${action}`, textContent: text });
-    button.addEventListener("click", () => onVerdict(action));
+    const button = element("button", { type: "button", className: `decision ${action}`, textContent: text });
+    button.addEventListener("click", () => onDecision(action));
     return button;
   });
 }
 
-function showVerdict(buttons, i) {
+function showDecision(buttons, i) {
   for (const button of buttons) {
     const action = Object.keys(ACTIONS).find((name) => button.classList.contains(name));
     button.setAttribute("aria-pressed", String(actions.get(i) === action));
@@ -161,14 +162,14 @@ function card(i) {
   const enlarge = element("button", { type: "button", className: "picture" }, picture(i) ?? "cannot be read");
   enlarge.setAttribute("aria-label", `enlarge sample ${data.ids[i]}`);
   enlarge.addEventListener("click", () => view(visible.indexOf(i)));
-  const verdicts = element("div", { className: "verdicts" }, ...verdictButtons((action) => {
-    judge(i, action);
+  const decisions = element("div", { className: "decisions" }, ...decisionButtons((action) => {
+    decide(i, action);
     update(i);
   }));
-  const node = element("div", { className: "sample", tabIndex: -1 }, enlarge, facts(element("dl", { className: "labels" }), i), verdicts);
+  const node = element("div", { className: "sample", tabIndex: -1 }, enlarge, facts(element("dl", { className: "labels" }), i), decisions);
   node.dataset.sample = i;
   node.setAttribute("role", "group");
-  node.querySelectorAll("button").forEach((button) => (button.tabIndex = -1)); // one stop of the Tab key a gallery
+  node.querySelectorAll("button").forEach((button) => (button.tabIndex = -1)); // one Tab stop per gallery
   node.addEventListener("focusin", () => activate(visible.indexOf(i)));
   return node;
 }
@@ -179,11 +180,11 @@ function update(i) {
   const action = actions.get(i);
   if (action) node.dataset.action = action;
   else delete node.dataset.action;
-  showVerdict(node.querySelectorAll(".verdict"), i);
+  showDecision(node.querySelectorAll(".decision"), i);
   node.setAttribute(
     "aria-label",
     `sample ${data.ids[i]}: given ${className(data.given[i])}, suggested ${className(data.suggested[i])}, ` +
-      `score ${data.scores[i].toFixed(3)}, ${action ? `your verdict: ${ACTIONS[action]}` : "not yet judged"}`,
+      `score ${data.scores[i].toFixed(3)}, ${action ? `your decision: ${ACTIONS[action]}` : "not yet reviewed"}`,
   );
 }
 
@@ -205,7 +206,7 @@ const end = new IntersectionObserver((entries) => {
   watchTheEnd();
 }, { rootMargin: "1200px" });
 
-// Observing anew asks again whether the end is near: it reports changes alone.
+// An observer reports only changes; observing again makes it report the current state.
 function watchTheEnd() {
   end.unobserve(at("more"));
   end.observe(at("more"));
@@ -254,7 +255,7 @@ function applyFilters() {
   activate(0);
   if (rendered) at("gallery").style.setProperty("--card-height", `${at("gallery").firstChild.offsetHeight}px`);
   watchTheEnd();
-  at("shown").textContent = visible.length ? `${plural(visible.length)} shown` : "No sample passes these filters.";
+  at("shown").textContent = visible.length ? `${plural(visible.length)} shown` : "No sample matches these filters.";
 }
 
 // --------------------------------------------------------------- viewer
@@ -275,19 +276,19 @@ function view(position) {
   const labels = [data.given[i], data.suggested[i]].map((label) => element("bdi", { textContent: className(label) }));
   at("viewer-title").replaceChildren(labels[0], " → ", labels[1]);
   facts(at("viewer-facts"), i, true);
-  showVerdict(at("viewer-verdicts").children, i);
+  showDecision(at("viewer-decisions").children, i);
   at("position").textContent = `${(position + 1).toLocaleString("en")} of ${visible.length.toLocaleString("en")}`;
   at("previous").disabled = position === 0;
   at("next").disabled = position === visible.length - 1;
   if (!at("viewer").open) at("viewer").showModal();
 }
 
-function judgeViewed(action) {
+function decideViewed(action) {
   const i = visible[viewed];
-  const judged = judge(i, action);
+  const decided = decide(i, action);
   update(i);
-  if (judged && viewed < visible.length - 1) view(viewed + 1);
-  else showVerdict(at("viewer-verdicts").children, i);
+  if (decided && viewed < visible.length - 1) view(viewed + 1);
+  else showDecision(at("viewer-decisions").children, i);
 }
 
 // ----------------------------------------------------------------- keys
@@ -320,9 +321,9 @@ function galleryKey(event) {
     view(position);
     event.preventDefault();
   } else if (Object.hasOwn(KEYS, key)) {
-    const judged = judge(i, KEYS[key]);
+    const decided = decide(i, KEYS[key]);
     update(i);
-    if (judged) focusOn(position + 1);
+    if (decided) focusOn(position + 1);
     event.preventDefault();
   }
 }
@@ -332,7 +333,7 @@ function viewerKey(event) {
   const key = event.key.toLowerCase();
   if (event.key === "ArrowLeft") view(viewed - 1);
   else if (event.key === "ArrowRight") view(viewed + 1);
-  else if (Object.hasOwn(KEYS, key)) judgeViewed(KEYS[key]);
+  else if (Object.hasOwn(KEYS, key)) decideViewed(KEYS[key]);
 }
 
 // ---------------------------------------------------------------- start
@@ -341,7 +342,7 @@ function start() {
   readActions();
   fillSelect(at("given"), data.given);
   fillSelect(at("suggested"), data.suggested);
-  at("viewer-verdicts").append(...verdictButtons(judgeViewed));
+  at("viewer-decisions").append(...decisionButtons(decideViewed));
   for (const id of ["given", "suggested", "state"]) at(id).addEventListener("change", applyFilters);
   at("search").addEventListener("input", applyFilters);
   at("filters").addEventListener("submit", (event) => event.preventDefault());
@@ -355,9 +356,9 @@ function start() {
   at("next").addEventListener("click", () => view(viewed + 1));
   at("save").addEventListener("click", saveCorrections);
   at("clear").addEventListener("click", () => {
-    if (!confirm(`Forget your verdicts on ${plural(actions.size)}?`)) return;
+    if (!confirm(`Discard your decisions on ${plural(actions.size)}?`)) return;
     actions.clear();
-    keep();
+    storeActions();
     applyFilters();
   });
   for (const button of document.querySelectorAll(".filter")) {
@@ -365,7 +366,7 @@ function start() {
       at("filters").reset();
       at("given").value = button.dataset.given;
       at("suggested").value = button.dataset.suggested;
-      at("judge").scrollIntoView();
+      at("review").scrollIntoView();
     });
   }
   showProgress();
