@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import subprocess
 import sys
@@ -9,8 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from utils.files import FOREIGN_AGE, HOST, remove_leftovers, write_text
+from utils.files import FOREIGN_AGE, HOST, as_csv, plain_cell, remove_leftovers, write_text
 
 ROOT = Path(__file__).parent.parent
 KILLED = """
@@ -42,3 +46,16 @@ def test_files_of_living_writers_and_other_machines_stay(tmp_path):
     remove_leftovers(tmp_path)
     assert not old.exists()
     assert sorted(tmp_path.iterdir()) == sorted([living, foreign, tmp_path / ".hidden"])
+
+
+cells = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
+formulas = st.builds("".join, st.tuples(st.sampled_from(["=", "+", "-", "@", "\t", "\r", "'=", "''@", "'"]), cells))
+
+
+@given(st.lists(st.tuples(cells | formulas, cells | formulas), min_size=1))
+@example([("=cmd|'/C calc'!A0", "@SUM(1+1)"), ("\rcr.png", 'a"b'), ("a\nb", "'quoted'"), ("-1", "+"), ("a\rb", "x")])
+def test_no_cell_runs_as_a_formula_and_every_cell_comes_back(rows):
+    text = as_csv(rows)
+    read = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    assert not any(cell[0] in "=+-@\t\r" for row in read for cell in row)
+    assert [tuple(map(plain_cell, row)) for row in read] == rows

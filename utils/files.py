@@ -18,6 +18,8 @@ from utils.distributed import rank
 from utils.errors import UserError
 
 UNFINISHED = ".unfinished"  # suffix of files that are being written
+# What a spreadsheet runs, or would run without its apostrophes.
+FORMULA = re.compile(r"'*[=+\-@\t\r]")
 HOST = re.sub(r"[^\w-]", "-", socket.gethostname())  # it and the process number are part of their names
 FOREIGN_AGE = 24 * 3600  # seconds after which another machine's unfinished file counts as left behind
 
@@ -62,10 +64,24 @@ def write_text(path: Path, text: str) -> None:
 
 
 def as_csv(rows: Iterable[tuple]) -> str:
-    """Rows as CSV text."""
+    """Rows as CSV text that no spreadsheet runs as formulas (`safe_cell`) and every reader takes apart as it was."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    plain, quoted = (csv.writer(text, lineterminator="\n", quoting=q) for q in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
+    for row in rows:
+        cells = [safe_cell(cell) if isinstance(cell, str) else cell for cell in row]
+        broken = any(isinstance(cell, str) and "\r" in cell for cell in cells)  # which Python's writer does not quote
+        (quoted if broken else plain).writerow(cells)
     return text.getvalue()
+
+
+def safe_cell(text: str) -> str:
+    """Text behind an apostrophe where a spreadsheet would take it for a formula, e.g. a class called =cmd or @SUM."""
+    return f"'{text}" if FORMULA.match(text) else text
+
+
+def plain_cell(text: str) -> str:
+    """The text that `safe_cell` was given."""
+    return text[1:] if text.startswith("'") and FORMULA.match(text) else text
 
 
 def append_line(path: Path, text: str) -> None:

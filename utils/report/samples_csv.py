@@ -12,7 +12,7 @@ from torch import Tensor
 
 from datasets import NoisyImages
 from utils.errors import UserError
-from utils.files import as_csv, write_text
+from utils.files import as_csv, plain_cell, write_text
 from utils.selection.scores import SampleScores
 
 
@@ -40,11 +40,11 @@ def _number(text: str) -> float:
 
 # Column -> field of `Sample` and how it is read from a cell; None: written only. In the file's order.
 COLUMNS: dict[str, tuple[str, Callable[[str], Any]] | None] = {
-    "sample_id": ("sample_id", str),
+    "sample_id": ("sample_id", plain_cell),
     "given_label": ("given", int),
-    "given_class": ("given_class", str),
+    "given_class": ("given_class", plain_cell),
     "suggested_label": ("suggested", lambda text: int(text or -1)),
-    "suggested_class": ("suggested_class", str),
+    "suggested_class": ("suggested_class", plain_cell),
     "label_score": ("score", _number),
     "is_clean": ("is_clean", {"True": True, "False": False}.__getitem__),
     "true_label": None,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from utils.config import REAL_NOISE, Config
 from utils.errors import UserError
-from utils.files import write_atomically, write_text
+from utils.files import plain_cell, write_atomically, write_text
 
 Fingerprint = dict[str, Any]
 
@@ -127,6 +127,7 @@ def _read_ids(path: Path, ids: Sequence[str]) -> Tensor:
     number = {name: i for i, name in enumerate(ids)}
     selected = torch.zeros(len(ids), dtype=torch.bool)
     for row in rows:
+        row[column] = plain_cell(row[column])
         if row[column] not in number:
             raise UserError(
                 f"selected set {path}: '{row[column]}' is no train sample of this data set (ids look like '{ids[0]}')"

@@ -72,7 +72,8 @@ window.addEventListener("beforeunload", (event) => {
   if (!store.works && !saved && actions.size) event.preventDefault();
 });
 
-function csvField(text) {
+function csvField(cell) {
+  const text = /^'*[=+\-@\t\r]/.test(cell) ? `'${cell}` : cell; // a spreadsheet would run it as a formula
   return /[",\r\n]/.test(text) || text !== text.trim() ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
