@@ -65,13 +65,14 @@ def test_the_adapter_adds_to_the_mlp_s_output(workdir):
     """The released one replaces it, so its zero initialisation erases the MLP."""
     tower = ImageTower(tiny()[0].visual, Config(adapter=True))
     block, adapters = tower.visual.transformer.resblocks[0], tower.adapters["0"]
-    nn.init.normal_(adapters.adapter.up.weight)
+    nn.init.normal_(adapters["adapter"].up.weight)
     from models.peft import run_block
 
     x = torch.randn(2, 5, 32)
     after_attention = x + block.attention(block.ln_1(x))
     mlp = block.mlp(block.ln_2(after_attention))
-    torch.testing.assert_close(run_block(block, x, adapters=adapters), after_attention + mlp + adapters.adapter(mlp))
+    adapter = adapters["adapter"]
+    torch.testing.assert_close(run_block(block, x, adapters=[adapter]), after_attention + mlp + adapter(mlp))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +112,7 @@ def test_gradients_reach_what_the_method_says(workdir, adapter, position):
     cfg = Config(**TINY, **{adapter: True}, class_token_position=position)
     detector = build_detector(cfg, NAMES)
     y = torch.tensor([0, 1, 2])
-    out = main_phase1.deft_step(detector, IMAGES, y, (y + 1) % 3, cfg, epoch=1)
+    out = main_phase1.DeFT(detector, cfg)(IMAGES, y, (y + 1) % 3, epoch=1)
 
     def reached(loss: torch.Tensor) -> set[str]:
         detector.zero_grad(set_to_none=True)
@@ -248,7 +249,7 @@ def test_missing_weights_say_what_to_fetch_and_where_to_put_it(workdir, fails, m
 
     monkeypatch.setattr("models.clip.download_pretrained", no_network)
     line = fails(main_phase1.main, *CLI, "backbone=ViT-B/16", "pretrained=openai")
-    assert "the weights 'openai' of ViT-B/16 are not here and could not be fetched (OSError): fetch http" in line
+    assert "the weights 'openai' of ViT-B/16 are missing and could not be downloaded (OSError): download http" in line
     assert "put it at weights/ViT-B-16.pt" in line
 
 
@@ -343,7 +344,7 @@ def test_loaders_normalise_by_the_model_s_statistics(workdir):
     "settings, message",
     [
         ({"vpt_deep": True}, "backbone test_vit: vpt_deep adapts CLIP's image tower only"),
-        ({"pretrained": "laion"}, "'laion' is no weights file"),
+        ({"pretrained": "laion"}, "'laion' is not a weights file"),
         ({"pretrained": "none", "resolution": 4}, "resolution=4: backbone test_vit needs 32 pixels or more"),
         ({"pretrained": "other.pt"}, "weights of another architecture than backbone test_vit"),
     ],
@@ -361,5 +362,5 @@ def test_missing_timm_weights_say_what_to_fetch(workdir, monkeypatch):
         raise OSError("no route")
 
     monkeypatch.setattr(timm, "create_model", no_network)
-    with pytest.raises(UserError, match="the weights of resnet50.a1_in1k are not here .* pass pretrained=FILE"):
+    with pytest.raises(UserError, match="the weights of resnet50.a1_in1k are missing .* pass pretrained=FILE"):
         build_classifier(Config(backbone="resnet"), NAMES)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import main_phase1
 import main_small_loss
+import utils.passes
 from models import Detector, build_detector, fit_class_vectors
 from models.prompts import CLASS_VECTORS
 from utils.config import Config
@@ -56,7 +57,7 @@ def test_no_loss_moves_the_class_vectors(workdir, position):
     cfg = Config(**TINY, prompts="visual", class_token_position=position, vpt_deep=True)
     detector = build_detector(cfg, ["1", "2", "3"])
     y = torch.tensor([0, 1, 2])
-    out = main_phase1.deft_step(detector, random(3, 3, 16, 16), y, (y + 1) % 3, cfg, epoch=1)
+    out = main_phase1.DeFT(detector, cfg)(random(3, 3, 16, 16), y, (y + 1) % 3, epoch=1)
 
     def reached(loss: Tensor) -> set[str]:
         detector.zero_grad(set_to_none=True)
@@ -131,12 +132,12 @@ def test_samples_nobody_saw_and_classes_with_few_samples():
 
 
 def test_whole_runs(workdir, monkeypatch, capsys):
-    fitted, original = [], main_phase1.start_from_images
-    monkeypatch.setattr(main_phase1, "start_from_images", lambda *args: (fitted.append(1), original(*args)))
+    fitted, original = [], utils.passes.fit_class_vectors
+    monkeypatch.setattr(utils.passes, "fit_class_vectors", lambda *args: (fitted.append(1), original(*args))[1])
     for folder, epochs, *more in (("a", 2), ("b", 1), ("b", 2, "--resume")):
         paths = [f"output_dir={folder}", f"clean_set={folder}.pt"]
         main_phase1.main([*CLI, *paths, f"epochs={epochs}", *more])
-    assert len(fitted) == 2  # a run of its own fits the same, and going on fits nothing again
+    assert len(fitted) == 2  # another run fits the same; resuming does not fit again
     assert "confirmed out of fold" in capsys.readouterr().out
     states = [torch.load(f"{f}/checkpoint.pt", weights_only=True)["parts"]["detector"] for f in "ab"]
     for name, value in states[0].items():
