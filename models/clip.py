@@ -29,12 +29,12 @@ from utils.rng import seeded
 
 
 class ClipBackbone(NamedTuple):
-    """A CLIP with a name of its own, for both phases.
+    """A named CLIP, for both phases.
 
     Attributes:
-        architecture: open_clip's name of an architecture for which OpenAI published weights, or a model config.
-        pretrain: computes the weights on first use, where they are not published; takes `progress`.
-        recipe: version of these weights, which names their file.
+        architecture: an open_clip name for which OpenAI published weights, or a model config.
+        pretrain: computes unpublished weights, on first use; called with `progress`.
+        recipe: version of what `pretrain` computes, part of the name of the weights file.
     """
 
     architecture: str | dict[str, Any]
@@ -43,12 +43,12 @@ class ClipBackbone(NamedTuple):
 
 
 class TimmBackbone(NamedTuple):
-    """An image backbone with a name of its own, for phase 2 and the baselines."""
+    """A named image backbone of timm, for phase 2 and the baselines."""
 
     timm_name: str
 
 
-# Every other name of open_clip or timm, and open_clip's model configs as .json files, need no row.
+# The named backbones. Other names of open_clip and timm, and open_clip's model configs as .json files, need no row.
 BACKBONES: dict[str, ClipBackbone | TimmBackbone] = {
     "ViT-B/16": ClipBackbone("ViT-B-16"),
     "ViT-B/32": ClipBackbone("ViT-B-32"),
@@ -63,7 +63,7 @@ BACKBONES: dict[str, ClipBackbone | TimmBackbone] = {
 
 
 def load_clip(cfg: Config) -> tuple[open_clip.CLIP, open_clip.SimpleTokenizer]:
-    """CLIP and its tokenizer as `backbone` and `pretrained` say, frozen, on the CPU in float32.
+    """CLIP with the architecture `backbone` and the weights `pretrained`, frozen, on the CPU in float32; its tokenizer.
 
     Raises:
         UserError: unknown backbone, or weights that are missing, unreadable or of another architecture.
@@ -92,7 +92,7 @@ def _architecture(cfg: Config) -> tuple[str, dict[str, Any]]:
         return "", copy.deepcopy(row.architecture)
     if row is not None:
         name = _openai_architecture(str(row.architecture), cfg.pretrained)
-    model_cfg = None if ":" in name else open_clip.get_model_config(name)  # names of a hub would use the network
+    model_cfg = None if ":" in name else open_clip.get_model_config(name)  # hub names would use the network
     if model_cfg is None:
         near = difflib.get_close_matches(name, [*_clip_names(), *open_clip.list_models()], n=1)
         hint = f" (did you mean '{near[0]}'?)" if near else ""
@@ -107,9 +107,9 @@ def _clip_names() -> list[str]:
 
 
 def _openai_architecture(name: str, pretrained: str) -> str:
-    """The variant of an architecture that suits the weights: OpenAI's QuickGELU is another name in open_clip.
+    """The architecture `name` with the activation of the weights `pretrained`: open_clip names QuickGELU separately.
 
-    A tag decides; a file is taken for OpenAI's weights.
+    A weights file is taken for OpenAI's.
     """
     quick = f"{name}-quickgelu"
     of_quick, of_name = list_pretrained_tags_by_model(quick), list_pretrained_tags_by_model(name)

@@ -23,15 +23,7 @@ class Detector(nn.Module):
     ) -> None:
         super().__init__()
         self.text = TextTower(clip)
-        self.prompts = DualPrompts(
-            self.text,
-            tokenizer,
-            class_names,
-            n_ctx=cfg.n_ctx,
-            position=cfg.class_token_position,
-            visual=cfg.prompts == "visual",
-            chunk=cfg.text_chunk,
-        )
+        self.prompts = DualPrompts(self.text, tokenizer, class_names, cfg)
         self.tower = ImageTower(clip.visual, cfg)
         self.image_size = self.tower.image_size
         self.statistics = None  # as in the paper, images are normalised by the data set's own

@@ -1,7 +1,7 @@
 """Parameter-efficient adapters of CLIP's image tower, and the transformer block that runs with them.
 
 An adapter is one subclass of `BlockAdapter` and one row of `ADAPTERS`; its name is the key of the settings that turns
-it on. Formulas follow the released scripts of the paper where these run, except `Adapter` (REPRODUCTION.md, "adapter").
+it on. Formulas follow the paper's released scripts where these run, except `Adapter` (REPRODUCTION.md, "adapter").
 """
 
 from __future__ import annotations
@@ -27,17 +27,21 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class BlockAdapter(nn.Module):
-    """An adapter of one transformer block: hooks that `run_block` calls in every block, identities unless overridden.
+    """Adapter of one transformer block: hooks that change a tensor of the block; by default they return it unchanged.
 
-    Subclasses are built with the width of the block's tokens, that of its MLP's hidden layer, and the `bottleneck` of
-    the settings.
+    `run_block` calls them in every block. L is 1 where only the class token is needed.
+
+    Args:
+        width: of the tokens.
+        mlp_width: of the MLP's hidden layer.
+        bottleneck: rank or inner width, from the settings.
     """
 
     def __init__(self, width: int, mlp_width: int, bottleneck: int) -> None:
         super().__init__()
 
     def in_projection(self, x: Tensor, qkv: Tensor) -> Tensor:
-        """Queries, keys and values `qkv` [B, L, 3 width] of the normalised tokens `x` [B, L, width]."""
+        """Queries, keys and values `qkv` [B, L, 3 width] of the tokens after ln_1, `x` [B, L, width]."""
         return qkv
 
     def out_projection(self, y: Tensor) -> Tensor:
@@ -53,7 +57,7 @@ class BlockAdapter(nn.Module):
         return y
 
     def mlp_branch(self, x: Tensor, y: Tensor) -> Tensor:
-        """Sum `y` that the MLP adds to the tokens `x`, before their normalisation: [B, L, width] each."""
+        """Output `y` of the MLP branch, which is then added to its input `x`, the tokens before ln_2: [B, L, width]."""
         return y
 
 
@@ -96,7 +100,7 @@ class ScaleShift(nn.Module):
 
 
 class SSF(BlockAdapter):
-    """Scale and shift of every linear layer's output (Lian et al., 2022), under open_clip's names of these layers."""
+    """Scale and shift of the output of every linear layer (Lian et al., 2022); attributes have the layers' names."""
 
     def __init__(self, width: int, mlp_width: int, bottleneck: int) -> None:
         super().__init__(width, mlp_width, bottleneck)
@@ -152,7 +156,7 @@ class AdaptFormer(Bottleneck):
         return y + self(x) * self.scale
 
 
-# In the order in which they apply; each name is a boolean key of the settings.
+# In the order in which a block applies them. Each name is a boolean key of the settings.
 ADAPTERS: dict[str, type[BlockAdapter]] = {
     "ssf": SSF,
     "lora": LoRA,
@@ -162,7 +166,7 @@ ADAPTERS: dict[str, type[BlockAdapter]] = {
 
 
 class BlockAdapters(nn.ModuleDict):
-    """The adapters of one transformer block that the settings turn on, by name, and its VPT prompt [vpt_len, width]."""
+    """Adapters of one transformer block that the settings turn on, by name, and its VPT prompt, [vpt_len, width]."""
 
     prompt: nn.Parameter | None
 
@@ -192,7 +196,7 @@ def require_plain_blocks(blocks: nn.ModuleList) -> None:
         mlp = getattr(block, "mlp", nn.Sequential())
         if type(block) is not ResidualAttentionBlock or [*dict(mlp.named_children())] != ["c_fc", "gelu", "c_proj"]:
             raise UserError(
-                f"backbone: its blocks ({type(block).__name__}) are not CLIP's, which prompts and adapters need; choose another backbone"
+                f"backbone: its transformer blocks ({type(block).__name__}) are not CLIP's, which prompts and adapters need; choose another backbone"
             )
 
 
@@ -232,7 +236,7 @@ def run_last_block(
 ) -> Tensor:
     """`run_block` that returns the class token alone: [B, L, width] -> [B, 1, width].
 
-    CLS-only attention knows the in-projection's own weights only, so it gives way to adapters of the in-projection.
+    CLS-only attention uses the in-projection's own weights, so adapters that change the in-projection rule it out.
     """
     if any(type(adapter).in_projection is not BlockAdapter.in_projection for adapter in adapters):
         return run_block(block, x, adapters=adapters, context=context, keep=slice(0, 1))
@@ -324,7 +328,7 @@ class ImageTower(nn.Module):
         blocks = self.visual.transformer.resblocks
         for i, block in enumerate(blocks):
             adapters, prompt = self._adapters_of_block(i) if adapted else ([], None)
-            if prompt is not None and not self.deep:  # VPT-shallow: the prompts join the patches for good
+            if prompt is not None and not self.deep:  # VPT-shallow: the prompts stay among the tokens
                 x, prompt = torch.cat([x, prompt.to(x.dtype).expand(len(x), -1, -1)], dim=1), None
             context = None if prompt is None else prompt.to(x.dtype)  # VPT-deep: each block has prompts of its own
             run = run_block if i < len(blocks) - 1 else run_last_block  # after it, only the class token is read

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from models.fast.checkpointing import checkpointed
 from models.fast.shared_prefix import Suffixes
 from models.peft import causal, require_plain_blocks, run_block
+from utils.config import Config
 from utils.errors import UserError
 
 CLASS_VECTORS = 4  # prompts=visual, vectors per class: a class name is one to four tokens long
@@ -67,17 +68,11 @@ def encode_text(tower: TextTower, tokenizer: open_clip.SimpleTokenizer, texts: l
 class DualPrompts(nn.Module):
     """One positive and one negative context, shared by all classes: SOS, context, class name, ".", EOT.
 
-    The placeholder "P P ... P name." fixes the token sequence; the context vectors then replace the P's.
-
-    Args:
-        position: of the class name: after the context (`end`), before it (`front`) or between its halves (`middle`), as
-            in CoOp (Zhou et al., 2022).
-        visual: represent each class by vectors of its own, `class_vectors` [C, CLASS_VECTORS, width], instead of its
-            name. `models.visual_prompts` fits them to images; like a name, they are then fixed.
-        chunk: classes to encode at a time, with activation checkpointing where there are more; 0: all at once.
-
-    Raises:
-        UserError: a class name is too long.
+    The placeholder "P P ... P name." fixes the token sequence; the context vectors then replace the P's. With
+    `prompts: visual` the name consists of P's, too, replaced by vectors of the class's own: `class_vectors`,
+    [C, CLASS_VECTORS, width], which `models.visual_prompts` fits to images and which are then fixed, like a name.
+    `class_token_position` moves the class name before (`front`) or between the halves of (`middle`) the context, as in
+    CoOp (Zhou et al., 2022).
     """
 
     end: Tensor  # position of each EOT, [C]
@@ -87,17 +82,11 @@ class DualPrompts(nn.Module):
     class_vectors: Tensor | None
 
     def __init__(
-        self,
-        tower: TextTower,
-        tokenizer: open_clip.SimpleTokenizer,
-        class_names: list[str],
-        *,
-        n_ctx: int,
-        position: str,
-        visual: bool,
-        chunk: int,
+        self, tower: TextTower, tokenizer: open_clip.SimpleTokenizer, class_names: list[str], cfg: Config
     ) -> None:
         super().__init__()
+        n_ctx, position = cfg.n_ctx, cfg.class_token_position
+        visual = cfg.prompts == "visual"
         names = [placeholder(CLASS_VECTORS) if visual else name.replace("_", " ") for name in class_names]
         tokens = tokenizer([f"{placeholder(n_ctx)} {name}." for name in names])
         name_lengths = [len(tokenizer.encode(name)) for name in names]
@@ -114,7 +103,7 @@ class DualPrompts(nn.Module):
         self.register_buffer("fixed", fixed, persistent=False)
         self.register_buffer("start", tower.embed(tokens[0, :1]).detach(), persistent=False)
         self.register_buffer("order", order, persistent=False)
-        self.chunk = chunk or len(names)
+        self.chunk = cfg.text_chunk or len(names)
         self.suffixes = nn.ModuleList()
         if position == "end":  # only then do all prompts share a prefix
             parts = zip(fixed.split(self.chunk), (end - n_ctx).split(self.chunk))

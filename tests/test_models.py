@@ -297,14 +297,14 @@ def test_bad_models_are_refused(workdir, settings, message):
 @pytest.mark.parametrize("tower", ["vision_cfg", "text_cfg"])
 def test_unknown_kinds_of_block_are_refused(workdir, tower, option):
     Path("other.json").write_text(json.dumps({**TINY_CLIP, tower: {**TINY_CLIP[tower], **option}}))
-    with pytest.raises(UserError, match=r"its blocks \(CustomResidualAttentionBlock\) are not CLIP's"):
+    with pytest.raises(UserError, match=r"its transformer blocks \(CustomResidualAttentionBlock\) are not CLIP's"):
         build_detector(Config(**{**TINY, "backbone": "other.json"}), NAMES)
 
 
 def test_another_mlp_is_refused(workdir):
     visual = tiny()[0].visual
     visual.transformer.resblocks[1].mlp.add_module("drop", nn.Dropout(0.1))
-    with pytest.raises(UserError, match=r"its blocks \(ResidualAttentionBlock\) are not CLIP's"):
+    with pytest.raises(UserError, match=r"its transformer blocks \(ResidualAttentionBlock\) are not CLIP's"):
         ImageTower(visual, Config())
 
 

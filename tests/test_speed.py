@@ -142,6 +142,14 @@ def test_the_class_token_alone_gets_what_all_tokens_get(workdir, monkeypatch, se
         torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("settings", ADAPTERS, ids=str)
+def test_cls_only_attention_is_used_unless_an_adapter_changes_the_in_projection(workdir, monkeypatch, settings):
+    calls, original = [], peft.class_token_attention
+    monkeypatch.setattr(peft, "class_token_attention", lambda *args: (calls.append(1), original(*args))[1])
+    build_classifier(Config(backbone="tiny.json", pretrained="none", **settings), NAMES)(torch.randn(2, 3, 16, 16))
+    assert len(calls) == (0 if settings.keys() & {"lora", "ssf"} else 1)
+
+
 def test_quick_gelu_is_open_clips():
     x = torch.linspace(-8, 8, 101, dtype=torch.float64, requires_grad=True)
     results = []

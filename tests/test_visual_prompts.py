@@ -1,4 +1,4 @@
-"""prompts=visual: prototypes that no wrong label votes for, class vectors fitted to them, and runs that use them."""
+"""prompts=visual: prototypes from confirmed labels, class vectors fitted to them, and runs that use them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def visual(n_classes: int = 3, **settings) -> Detector:
 
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
 @pytest.mark.parametrize("chunk", [0, 2])
-def test_vectors_that_are_a_name_s_tokens_say_what_the_name_says(workdir, position, chunk):
+def test_class_vectors_equal_to_a_name_s_tokens_give_its_features(workdir, position, chunk):
     names = ["a small red fox", "the old blue kite", "one very big fish"]
     settings = {"class_token_position": position, "text_chunk": chunk}
     named = build_detector(Config(**TINY, **settings), names).double()
@@ -96,7 +96,7 @@ def test_fitting_brings_the_text_features_to_the_prototypes(workdir):
 
 
 def test_a_label_does_not_vote_for_itself():
-    """Labels without any meaning: each class's own mean confirms nearly all of them, others' samples one in ten."""
+    """Random labels: class means over all samples confirm nearly all of them, out of fold one in ten."""
     features = F.normalize(random(400, 1024), dim=1)
     labels = torch.arange(400) % 10
     means = F.normalize(F.one_hot(labels).float().T @ features, dim=1)
@@ -117,7 +117,7 @@ def test_prototypes_are_those_of_the_clean_samples():
     torch.testing.assert_close(prototypes, torch.stack(clean))
 
 
-def test_samples_nobody_saw_and_classes_with_few_samples():
+def test_unseen_samples_and_classes_with_few_samples():
     features = F.normalize(torch.eye(3)[torch.tensor([0, 0, 0, 1, 1, 1, 0])] + 0.01, dim=1)
     labels = torch.tensor([0, 0, 0, 1, 1, 1, 2])  # class 2: one sample, which looks like class 0; class 3: none
     features[2] = torch.nan
