@@ -1,13 +1,12 @@
-"""Settings -> models. Everything else of this package is reached through these doors."""
+"""Config -> models: the public functions of this package."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from models.classifier import Classifier, ZeroShot
+from models.classifier import Classifier, ZeroShot, has_batch_statistics
 from models.clip import load_clip
 from models.deft import Detector
-from models.fast.checkpointing import has_batch_statistics
 from models.timm_backbone import TimmClassifier, is_timm_name
 from models.visual_prompts import fit_class_vectors
 from utils.config import Config
@@ -34,7 +33,7 @@ def build_detector(cfg: Config, class_names: list[str]) -> Detector:
 
 
 def build_classifier(cfg: Config, class_names: list[str]) -> nn.Module:
-    """Phase 2 and baselines: a backbone of CLIP or timm with a new linear head."""
+    """Phase 2 and baselines: an image tower of CLIP, or a timm backbone, with a new linear head."""
     if is_timm_name(cfg.backbone):
         with rank_zero_first(), seeded("classifier", cfg.seed):
             return TimmClassifier(cfg, len(class_names))
@@ -45,14 +44,14 @@ def build_classifier(cfg: Config, class_names: list[str]) -> nn.Module:
 
 
 def build_zero_shot(cfg: Config, class_names: list[str]) -> ZeroShot:
-    """Label-match: CLIP without any training."""
+    """Label-match: zero-shot CLIP."""
     with rank_zero_first():
         clip, tokenizer = load_clip(cfg)
     return ZeroShot(clip, tokenizer, class_names)
 
 
 def parameter_table(model: nn.Module) -> str:
-    """Total and trained parameters by part, one line each."""
+    """Total and trained parameters of each part, one line per part."""
     rows: dict[str, list[int]] = {}
     for name, parameter in model.named_parameters():
         part = next((label for key, label in PARTS if key in name), "other")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import open_clip
 import torch
 from torch import Tensor, nn
 
-from models.clip import Tokenizer
 from models.fast.checkpointing import micro_batched
 from models.peft import ImageTower
 from models.prompts import TextTower, encode_text
@@ -13,12 +13,18 @@ from utils.config import Config
 from utils.distributed import gather
 
 
+def has_batch_statistics(module: nn.Module) -> bool:
+    """Whether the output for an image depends on the others of its batch (batch norm)."""
+    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
+
+
 class LinearHead(nn.Module):
-    """A backbone's features [B, width] and a new linear head: images -> logits [B, C]. Subclasses give `features`."""
+    """A backbone's features [B, width] and a new linear head: images -> logits [B, C]."""
 
     head: nn.Linear
 
     def features(self, images: Tensor) -> Tensor:
+        """The backbone's features, [B, width]; subclasses define them."""
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
@@ -32,7 +38,7 @@ class LinearHead(nn.Module):
 class Classifier(LinearHead):
     """CLIP's image tower and a linear head on its class token after ln_post."""
 
-    def __init__(self, clip: nn.Module, cfg: Config, n_classes: int) -> None:
+    def __init__(self, clip: open_clip.CLIP, cfg: Config, n_classes: int) -> None:
         super().__init__()
         self.tower = ImageTower(clip.visual, cfg)
         self.tower.visual.proj.requires_grad_(False)  # the head reads the class token before it
@@ -45,9 +51,11 @@ class Classifier(LinearHead):
 
 
 class ZeroShot(nn.Module):
-    """CLIP as it is: images -> cosine with "a photo of a {name}." times the logit scale, [B, C]."""
+    """Zero-shot CLIP: images -> cosine with "a photo of a {name}." times the logit scale, [B, C]."""
 
-    def __init__(self, clip: nn.Module, tokenizer: Tokenizer, class_names: list[str]) -> None:
+    weight: Tensor  # scaled text features, [embed_dim, C]
+
+    def __init__(self, clip: open_clip.CLIP, tokenizer: open_clip.SimpleTokenizer, class_names: list[str]) -> None:
         super().__init__()
         self.visual = clip.visual
         self.image_size = clip.visual.image_size[0]
@@ -59,5 +67,5 @@ class ZeroShot(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         features = gather(micro_batched(self.visual, images.to(self.visual.conv1.weight.dtype), 1)).float()
-        with torch.autocast(features.device.type, enabled=False):  # as the detector's cosines, in float32
+        with torch.autocast(features.device.type, enabled=False):  # in float32, like the detector's cosines
             return nn.functional.normalize(features, dim=-1) @ self.weight.float()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import difflib
-import hashlib
 import json
 import logging
 import os
@@ -13,37 +12,66 @@ import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import open_clip
 import torch
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from models import digits_clip
 from utils.config import Config
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.files import write_atomically
-from utils.log import log, quiet_downloads
+from utils.log import is_quiet, log, quiet_downloads
 from utils.rng import seeded
 
-Tokenizer = Callable[[list[str]], Tensor]
-# OpenAI's own names. Their weights were trained with QuickGELU, which open_clip spells as another architecture.
-OPENAI_NAMES = {"ViT-B/16": "ViT-B-16", "ViT-B/32": "ViT-B-32", "ViT-L/14": "ViT-L-14"}
-DIGITS = "digits"
+
+class ClipBackbone(NamedTuple):
+    """A named CLIP, for both phases.
+
+    Attributes:
+        architecture: an open_clip name for which OpenAI published weights, or a model config.
+        pretrain: computes unpublished weights, on first use; called with `progress`.
+        recipe: version of what `pretrain` computes, part of the name of the weights file.
+    """
+
+    architecture: str | dict[str, Any]
+    pretrain: Callable[..., dict[str, Tensor]] | None = None
+    recipe: int = 0
 
 
-def load_clip(cfg: Config) -> tuple[nn.Module, Tokenizer]:
-    """The CLIP that `backbone` and `pretrained` name, frozen, on the CPU in float32, and its tokenizer.
+class TimmBackbone(NamedTuple):
+    """A named image backbone of timm, for phase 2 and the baselines."""
+
+    timm_name: str
+
+
+# The named backbones. Other names of open_clip and timm, and open_clip's model configs as .json files, need no row.
+BACKBONES: dict[str, ClipBackbone | TimmBackbone] = {
+    "ViT-B/16": ClipBackbone("ViT-B-16"),
+    "ViT-B/32": ClipBackbone("ViT-B-32"),
+    "ViT-L/14": ClipBackbone("ViT-L-14"),
+    "digits": ClipBackbone(digits_clip.MODEL_CONFIG, digits_clip.pretrain, digits_clip.RECIPE),
+    # the paper's Table 4
+    "vit": TimmBackbone("vit_base_patch16_224.augreg_in1k"),
+    "resnet": TimmBackbone("resnet50.a1_in1k"),
+    "convnext": TimmBackbone("convnext_tiny.fb_in1k"),
+    "mae": TimmBackbone("vit_base_patch16_224.mae"),
+}
+
+
+def load_clip(cfg: Config) -> tuple[open_clip.CLIP, open_clip.SimpleTokenizer]:
+    """CLIP with the architecture `backbone` and the weights `pretrained`, frozen, on the CPU in float32; its tokenizer.
 
     Raises:
-        UserError: unknown backbone, weights that are missing, unreadable or of another architecture.
+        UserError: unknown backbone, or weights that are missing, unreadable or of another architecture.
     """
     name, model_cfg = _architecture(cfg)
     if cfg.resolution:
         model_cfg["vision_cfg"]["image_size"] = cfg.resolution
-    clip = _build(name, model_cfg, seed=cfg.seed)
+    clip = _build(cfg.backbone, model_cfg, seed=cfg.seed)
     state = _weights(cfg, name)
     if state is not None:
         _load_weights(clip, state, cfg)
@@ -51,29 +79,41 @@ def load_clip(cfg: Config) -> tuple[nn.Module, Tokenizer]:
 
 
 def _architecture(cfg: Config) -> tuple[str, dict[str, Any]]:
-    """The open_clip name ('' for a JSON file) and model config."""
+    """The open_clip name ('' where there is only a config) and the model config."""
     name = cfg.backbone
-    if name == DIGITS:
-        return DIGITS, copy.deepcopy(digits_clip.MODEL_CONFIG)
     if name.endswith(".json"):
         return "", _read_model_config(Path(name))
-    if name in OPENAI_NAMES:
-        name = OPENAI_NAMES[name]
-        quick = f"{name}-quickgelu"
-        # A tag decides the activation; a file under OpenAI's name is taken for OpenAI's weights.
-        if cfg.pretrained in list_pretrained_tags_by_model(
-            quick
-        ) or cfg.pretrained not in list_pretrained_tags_by_model(name):
-            name = quick
-    model_cfg = None if ":" in name else open_clip.get_model_config(name)  # hub names would go to the network
+    row = BACKBONES.get(name)
+    if isinstance(row, TimmBackbone):
+        raise UserError(
+            f"backbone '{name}' has no text tower, which phase 1 and zero-shot predictions need; use one of {', '.join(_clip_names())}"
+        )
+    if row is not None and isinstance(row.architecture, dict):
+        return "", copy.deepcopy(row.architecture)
+    if row is not None:
+        name = _openai_architecture(str(row.architecture), cfg.pretrained)
+    model_cfg = None if ":" in name else open_clip.get_model_config(name)  # hub names would use the network
     if model_cfg is None:
-        known = [*OPENAI_NAMES, DIGITS, *open_clip.list_models()]
-        near = difflib.get_close_matches(name, known, n=1)
+        near = difflib.get_close_matches(name, [*_clip_names(), *open_clip.list_models()], n=1)
         hint = f" (did you mean '{near[0]}'?)" if near else ""
         raise UserError(
-            f"unknown backbone '{cfg.backbone}'{hint}: use {', '.join(OPENAI_NAMES)}, digits, an open_clip name, or a model config as .json file"
+            f"unknown backbone '{name}'{hint}: use {', '.join(_clip_names())}, an open_clip name, or a model config as .json file"
         )
     return name, copy.deepcopy(model_cfg)
+
+
+def _clip_names() -> list[str]:
+    return [name for name, row in BACKBONES.items() if isinstance(row, ClipBackbone)]
+
+
+def _openai_architecture(name: str, pretrained: str) -> str:
+    """The architecture `name` with the activation of the weights `pretrained`: open_clip names QuickGELU separately.
+
+    A weights file is taken for OpenAI's.
+    """
+    quick = f"{name}-quickgelu"
+    of_quick, of_name = list_pretrained_tags_by_model(quick), list_pretrained_tags_by_model(name)
+    return quick if pretrained in of_quick or pretrained not in of_name else name
 
 
 def _read_model_config(path: Path) -> dict[str, Any]:
@@ -82,9 +122,7 @@ def _read_model_config(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"backbone: no such model config file: {path}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"backbone: {path} cannot be read as a model config ({(str(error).splitlines() or [''])[0][:120]})"
-        ) from None
+        raise UserError(f"backbone: {path} cannot be read as a model config ({first_line(error)})") from None
     parts = [model_cfg.get(key) for key in ("vision_cfg", "text_cfg")] if isinstance(model_cfg, dict) else [None]
     if not all(isinstance(part, dict) for part in parts) or "embed_dim" not in model_cfg:
         raise UserError(
@@ -93,10 +131,9 @@ def _read_model_config(path: Path) -> dict[str, Any]:
     return model_cfg
 
 
-def _build(name: str, model_cfg: dict[str, Any], *, seed: int) -> nn.Module:
+def _build(label: str, model_cfg: dict[str, Any], *, seed: int) -> open_clip.CLIP:
     model_cfg = dict(model_cfg)
     kind = open_clip.CustomTextCLIP if model_cfg.pop("custom_text", False) else open_clip.CLIP
-    label = name or "the model config"
     if (
         "multimodal_cfg" in model_cfg
         or "hf_model_name" in model_cfg["text_cfg"]
@@ -109,7 +146,7 @@ def _build(name: str, model_cfg: dict[str, Any], *, seed: int) -> nn.Module:
         with seeded("clip", seed):
             clip = kind(**model_cfg)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise UserError(f"backbone: {label} cannot be built ({error})") from None
+        raise UserError(f"backbone: {label} cannot be built ({first_line(error)})") from None
     visual = clip.visual
     if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None or visual.pool_type != "tok":
         raise UserError(f"backbone: {label} has no ViT image tower with a class token, which prompts and adapters need")
@@ -126,8 +163,9 @@ def _weights(cfg: Config, name: str) -> dict[str, Tensor] | None:
         return None
     if Path(cfg.pretrained).is_file():
         return read_state_dict(Path(cfg.pretrained))
-    if name == DIGITS:
-        return _digits_weights(cfg)
+    row = BACKBONES.get(cfg.backbone)
+    if isinstance(row, ClipBackbone) and row.pretrain is not None:
+        return _pretrained_here(cfg, row.pretrain, row.recipe)
     if not name or cfg.pretrained not in list_pretrained_tags_by_model(name):
         tags = f"; tags of {cfg.backbone}: {', '.join(list_pretrained_tags_by_model(name)[:8])}" if name else ""
         raise UserError(
@@ -144,7 +182,7 @@ def _weights(cfg: Config, name: str) -> dict[str, Tensor] | None:
 
 @contextlib.contextmanager
 def quiet_hub() -> Iterator[None]:
-    """Keep the hub's client from telling of every try: what counts is said once, at the end."""
+    """Silence the messages of the hub's client about each attempt; the error at the end says what matters."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -156,28 +194,27 @@ def quiet_hub() -> Iterator[None]:
 
 def _download(cfg: Config, name: str) -> dict[str, Tensor]:
     source = get_pretrained_cfg(name, cfg.pretrained)
-    log.info(f"fetching the weights '{cfg.pretrained}' of {cfg.backbone} (kept in {cfg.weights_dir})")
+    log.info(f"downloading the weights '{cfg.pretrained}' of {cfg.backbone} (kept in {cfg.weights_dir})")
     try:
         with quiet_hub(), quiet_downloads():
             path = download_pretrained(source, cache_dir=cfg.weights_dir)
-    except Exception as error:  # every client and proxy fails in its own way; the remedy is one
+    except Exception as error:  # every client and proxy fails in its own way; the remedy is the same
         where = source.get("url") or f"the Hugging Face hub, {source.get('hf_hub')}"
         target = Path(cfg.weights_dir) / f"{name.removesuffix('-quickgelu')}.pt"
         remedy = f"put it at {target}" if cfg.pretrained == "openai" else "pass it as pretrained=FILE"
         raise UserError(
-            f"the weights '{cfg.pretrained}' of {cfg.backbone} are not here and could not be fetched ({type(error).__name__}): "
-            f"fetch {where} on a machine with a network and {remedy}"
+            f"the weights '{cfg.pretrained}' of {cfg.backbone} are missing and could not be downloaded ({type(error).__name__}): "
+            f"download {where} on a machine with a network and {remedy}"
         ) from None
     return read_state_dict(Path(path))
 
 
-def _digits_weights(cfg: Config) -> dict[str, Tensor]:
-    """The embedded backbone's weights, made on first use. The file's name changes whenever its recipe does."""
-    recipe = hashlib.sha256(Path(digits_clip.__file__).read_bytes()).hexdigest()[:8]
-    path = Path(cfg.weights_dir) / f"digits-{recipe}.pt"
+def _pretrained_here(cfg: Config, pretrain: Callable[..., dict[str, Tensor]], recipe: int) -> dict[str, Tensor]:
+    """The weights that `pretrain` computes, kept in a file that is named by the version of its recipe."""
+    path = Path(cfg.weights_dir) / f"{cfg.backbone}-v{recipe}.pt"
     if not path.is_file():
-        log.info(f"making the weights of backbone 'digits' from rendered typefaces, once (kept at {path})")
-        state = digits_clip.pretrain(progress=not cfg.quiet)
+        log.info(f"pretraining backbone '{cfg.backbone}', once (weights kept at {path})")
+        state = pretrain(progress=not is_quiet())
         write_atomically(path, lambda file: torch.save(state, file))
     return read_state_dict(path)
 
@@ -192,12 +229,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            state = load_file(path)
+            state: Any = load_file(path)
         else:
             state = _read_torch_file(path)
     except Exception as error:  # a damaged archive may fail anywhere
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise UserError(f"{path}: cannot be read as weights ({reason})") from None
+        raise UserError(f"{path}: cannot be read as weights ({first_line(error)})") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"{path}: holds no state dict (names and tensors)")
@@ -207,14 +243,14 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 def _read_torch_file(path: Path) -> dict[str, Any]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on TorchScript, which OpenAI's files are and torch gives up
+        warnings.simplefilter("ignore")  # about TorchScript, the format of OpenAI's files, which torch deprecates
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except (RuntimeError, pickle.UnpicklingError):
             return dict(torch.jit.load(os.fspath(path), map_location="cpu").state_dict())
 
 
-def _load_weights(clip: nn.Module, state: dict[str, Tensor], cfg: Config) -> None:
+def _load_weights(clip: open_clip.CLIP, state: dict[str, Tensor], cfg: Config) -> None:
     state = {k: v.float() for k, v in state.items() if k not in ("attn_mask", "text.attn_mask")}
     if state.get("visual.positional_embedding", torch.empty(0)).ndim == 2:
         open_clip.model.resize_pos_embed(state, clip)
@@ -240,7 +276,7 @@ def require_same_architecture(own: dict[str, Tensor], state: dict[str, Tensor], 
     )
 
 
-def _tokenizer(model_cfg: dict[str, Any]) -> Tokenizer:
+def _tokenizer(model_cfg: dict[str, Any]) -> open_clip.SimpleTokenizer:
     text_cfg = model_cfg["text_cfg"]
     if "hf_tokenizer_name" in text_cfg:
         raise UserError(

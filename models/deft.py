@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.clip import Tokenizer
 from models.peft import ImageTower
 from models.prompts import DualPrompts, TextTower
 from utils.config import Config
@@ -16,7 +16,11 @@ from utils.distributed import gather
 class Detector(nn.Module):
     """Images -> positive and negative logits of every class."""
 
-    def __init__(self, clip: nn.Module, tokenizer: Tokenizer, cfg: Config, class_names: list[str]) -> None:
+    logit_scale: Tensor
+
+    def __init__(
+        self, clip: open_clip.CLIP, tokenizer: open_clip.SimpleTokenizer, cfg: Config, class_names: list[str]
+    ) -> None:
         super().__init__()
         self.text = TextTower(clip)
         self.prompts = DualPrompts(self.text, tokenizer, class_names, cfg)
@@ -37,7 +41,7 @@ class Detector(nn.Module):
         """Logits s I.T+ and s I.T- of every class, [B, C] each.
 
         The negative logits carry no gradient to the image side: the negative prompt alone learns from them.
-        `text` takes features computed before (evaluation encodes the prompts once, not once a batch).
+        `text` takes precomputed text features (evaluation encodes the prompts once, not once per batch).
         """
         positive, negative = self.text_features() if text is None else text
         image = gather(self.image_features(images)).float()

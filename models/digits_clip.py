@@ -1,7 +1,7 @@
-"""A small CLIP that is pretrained on the spot, from the digits 0 to 9 of printed typefaces with captions.
+"""A small CLIP, pretrained on first use from printed digits 0 to 9 in many typefaces with captions.
 
-It is the backbone of the embedded experiment on handwritten digits. It never sees handwriting: the gap between print
-and handwriting stands for the gap between CLIP's pretraining and a downstream task.
+It is the backbone of the experiments on handwritten digits. It never sees handwriting: the gap between print and
+handwriting plays the role of the gap between CLIP's pretraining and a downstream task.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from tqdm import tqdm
 
+RECIPE = 1  # version of the weights that `pretrain` computes, which names their file: raise it with any change to them
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 IMAGE_SIZE = 16
 MEAN, STD = 0.5, 0.5  # of every channel
@@ -40,7 +41,7 @@ WEIGHT_DECAY = 0.05
 WARM_UP = 0.1  # of the steps
 MAX_LOGIT_SCALE = 100.0
 
-# Of matplotlib's typefaces, those whose digits are digits (cmsy10 has "∞" in the place of "1").
+# Of matplotlib's typefaces, those whose digits are digits (cmsy10 has "∞" instead of "1").
 TYPEFACES = (
     *(f"DejaVuSans{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
     *(f"DejaVuSansMono{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
@@ -79,7 +80,7 @@ _START, _END = 49406, 49407  # the last two ids of CLIP's vocabulary
 def pretrain(seed: int = 0, *, steps: int = STEPS, progress: bool = True) -> dict[str, Tensor]:
     """Weights of `open_clip.CLIP(**MODEL_CONFIG)` after `steps` steps: a state dict of float32 on the CPU.
 
-    The same seed gives the same bits on the same CPU. The global random states are left as they were.
+    The same seed gives the same bits on the same CPU. The global random states do not change.
     """
     with _one_thread():
         return _pretrain(seed, steps, progress)
@@ -87,7 +88,7 @@ def pretrain(seed: int = 0, *, steps: int = STEPS, progress: bool = True) -> dic
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Two threads gain little on matrices this small, lose much where cores are shared, and round differently."""
+    """Use one thread: two gain little on matrices this small, lose much where cores are shared, and round differently."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -120,9 +121,9 @@ def _pretrain(seed: int, steps: int, progress: bool) -> dict[str, Tensor]:
 
 
 def _new_clip(seed: int) -> open_clip.CLIP:
-    """Random weights. The token embeddings stay as they are drawn, N(0, 0.02).
+    """Random weights. The token embeddings stay at their initial values, N(0, 0.02).
 
-    So every word, seen in pretraining or not, is to the text tower like a context vector that starts from N(0, 0.02).
+    So the text tower cannot tell any word, seen in pretraining or not, from a context vector that starts from N(0, 0.02).
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed the GPUs
@@ -154,15 +155,15 @@ def render(labels: Tensor, generator: torch.Generator) -> Tensor:
 
 @functools.cache
 def glyph_atlas() -> Tensor:
-    """Every digit of every typeface, centred, all of one height: [typefaces, 10, 48, 48] in [0, 1]."""
+    """Every digit of every typeface, centred, all of the same height: [typefaces, 10, 48, 48] in [0, 1]."""
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     fonts = [ImageFont.truetype(folder / f"{name}.ttf", 2 * GLYPH_SIZE) for name in TYPEFACES]
     return torch.stack([torch.stack([_glyph(font, str(digit)) for digit in range(10)]) for font in fonts])
 
 
 def _glyph(font: ImageFont.FreeTypeFont, text: str) -> Tensor:
-    """`text` cut at its ink, scaled to the common height, centred: [48, 48] in [0, 1]."""
-    left, top, right, bottom = font.getbbox(text)
+    """`text` cropped to its ink, scaled to the common height, centred: [48, 48] in [0, 1]."""
+    left, top, right, bottom = map(int, font.getbbox(text))
     glyph = Image.new("L", (right - left, bottom - top))
     ImageDraw.Draw(glyph).text((-left, -top), text, fill=255, font=font)
     width = round(glyph.width * GLYPH_HEIGHT / glyph.height)
@@ -184,7 +185,7 @@ def _warp(glyphs: Tensor, generator: torch.Generator) -> Tensor:
     height = _uniform(0.95, 1.35, (n,), generator)
     width = height * _uniform(0.7, 1.3, (n,), generator)
     shift = _uniform(-0.1, 0.1, (n, 2, 1), generator)
-    # Sizes and shifts are in half widths of the square, as affine_grid has them, angles in radians.
+    # Sizes and shifts are in half widths of the square, as in affine_grid, angles in radians.
     # Each row maps an output position to the glyph's x and y, hence the division by the scales.
     across = torch.stack([angle.cos() / width, (angle.sin() + shear) / width], dim=-1)
     down = torch.stack([-angle.sin() / height, angle.cos() / height], dim=-1)
@@ -196,9 +197,9 @@ def _warp(glyphs: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _change_stroke(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Thin or thicken the strokes: blur, then cut at a random level (a low one keeps the blur's margin).
+    """Thin or thicken the strokes: blur, then threshold at a random level (a low one keeps the blur's margin).
 
-    The cut is a steep sigmoid, which leaves the edges smooth: [B, 1, 32, 32] -> the same, in [0, 1].
+    The threshold is a steep sigmoid, which leaves the edges smooth: [B, 1, 32, 32] -> the same, in [0, 1].
     """
     for _ in range(2):
         images = F.avg_pool2d(images, 3, stride=1, padding=1)
@@ -207,7 +208,7 @@ def _change_stroke(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _change_resolution(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Half the images pass through 8x8 pixels, as low-resolution scans do: [B, 1, 32, 32] -> [B, 1, 16, 16]."""
+    """Downsample, half the images by way of 8x8 pixels, like low-resolution scans: [B, 1, 32, 32] -> [B, 1, 16, 16]."""
     fine = F.avg_pool2d(images, CANVAS // IMAGE_SIZE)
     coarse = F.interpolate(F.avg_pool2d(fine, 2), scale_factor=2, mode="bilinear", align_corners=False)
     return torch.where(torch.rand((len(images), 1, 1, 1), generator=generator) < 0.5, coarse, fine)
@@ -224,9 +225,9 @@ def _encoded_templates() -> list[list[list[int]]]:
 
 
 def _captions(rng: random.Random) -> list[list[int]]:
-    """Token ids of one caption per class, alike but for the name: a random template, at times behind random words.
+    """Token ids of one caption per class, the same but for the name: a random template, at times after random words.
 
-    The words make contexts of learned vectors, which mean nothing as words, no news to the text tower.
+    The words prepare the text tower for contexts of learned vectors, which do not mean anything as words.
     """
     template = rng.choice(_encoded_templates())
     n_words = rng.randint(*FILLER_TOKENS) if rng.random() < FILLER_SHARE else 0
@@ -237,7 +238,7 @@ def _captions(rng: random.Random) -> list[list[int]]:
 def _encode_captions(clip: open_clip.CLIP, captions: list[list[int]]) -> Tensor:
     """Token ids -> unit-length features [captions, embed_dim].
 
-    As clip.encode_text, but cut behind the longest caption: under the causal mask nothing behind its end is read.
+    Like clip.encode_text, but cut after the longest caption: under the causal mask no token after its end is read.
     """
     end = torch.tensor([len(caption) - 1 for caption in captions])
     length = int(end.max()) + 1

@@ -1,30 +1,68 @@
-"""Parameter-efficient adapters of CLIP's image tower, and how a transformer block runs with them.
+"""Parameter-efficient adapters of CLIP's image tower, and the transformer block that runs with them.
 
-Formulas follow the released scripts of the paper where these run, except `Adapter` (REPRODUCTION.md, "adapter").
+An adapter is one subclass of `BlockAdapter` and one row of `ADAPTERS`; its name is the key of the settings that turns
+it on. Formulas follow the paper's released scripts where these run, except `Adapter` (REPRODUCTION.md, "adapter").
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import QuickGELU, VisionTransformer
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
-from models.fast.activation import linear, quick_gelu
+from models.fast.activation import quick_gelu
 from models.fast.checkpointing import checkpointed, micro_batched
 from models.fast.class_token import class_token_attention
 from utils.config import Config
+from utils.errors import UserError
 
 # Queries, keys and values, [B, heads, L, d] each -> [B, heads, L, d].
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-class LoRA(nn.Module):
-    """Low-rank update x A B / r of one projection (Hu et al., 2022): A [width, r], B [r, width], B starts at zero."""
+class BlockAdapter(nn.Module):
+    """Adapter of one transformer block: hooks that change a tensor of the block; by default they return it unchanged.
+
+    `run_block` calls them in every block. L is 1 where only the class token is needed.
+
+    Args:
+        width: of the tokens.
+        mlp_width: of the MLP's hidden layer.
+        bottleneck: rank or inner width, from the settings.
+    """
+
+    def __init__(self, width: int, mlp_width: int, bottleneck: int) -> None:
+        super().__init__()
+
+    def in_projection(self, x: Tensor, qkv: Tensor) -> Tensor:
+        """Queries, keys and values `qkv` [B, L, 3 width] of the tokens after ln_1, `x` [B, L, width]."""
+        return qkv
+
+    def out_projection(self, y: Tensor) -> Tensor:
+        """Output of the attention, [B, L, width]."""
+        return y
+
+    def mlp_in(self, hidden: Tensor) -> Tensor:
+        """Output of the MLP's first layer, before the activation, [B, L, mlp_width]."""
+        return hidden
+
+    def mlp_out(self, y: Tensor) -> Tensor:
+        """Output of the MLP's second layer, [B, L, width]."""
+        return y
+
+    def mlp_branch(self, x: Tensor, y: Tensor) -> Tensor:
+        """Output `y` of the MLP branch, which is then added to its input `x`, the tokens before ln_2: [B, L, width]."""
+        return y
+
+
+class LowRank(nn.Module):
+    """Low-rank update x A B / r of one projection: A [width, r], B [r, width], B starts at zero."""
 
     def __init__(self, width: int, rank: int) -> None:
         super().__init__()
@@ -35,14 +73,22 @@ class LoRA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x @ self.lora_A @ self.lora_B / self.lora_A.shape[1]
 
-    @property
-    def weight(self) -> Tensor:
-        """The update as `F.linear` wants it, [width, width]."""
-        return (self.lora_A @ self.lora_B).T / self.lora_A.shape[1]
+
+class LoRA(BlockAdapter):
+    """Low-rank updates of the queries and values (Hu et al., 2022)."""
+
+    def __init__(self, width: int, mlp_width: int, bottleneck: int) -> None:
+        super().__init__(width, mlp_width, bottleneck)
+        self.q = LowRank(width, bottleneck)
+        self.v = LowRank(width, bottleneck)
+
+    def in_projection(self, x: Tensor, qkv: Tensor) -> Tensor:
+        q, k, v = qkv.chunk(3, dim=-1)
+        return torch.cat([q + self.q(x), k, v + self.v(x)], dim=-1)
 
 
 class ScaleShift(nn.Module):
-    """y * scale + shift on the last axis (SSF; Lian et al., 2022)."""
+    """y * scale + shift on the last axis."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -53,41 +99,81 @@ class ScaleShift(nn.Module):
         return x * self.scale + self.shift
 
 
-class Bottleneck(nn.Module):
-    """LayerNorm, down, ReLU, up; `up` starts at zero, so that the block starts unchanged.
+class SSF(BlockAdapter):
+    """Scale and shift of the output of every linear layer (Lian et al., 2022); attributes have the layers' names."""
 
-    `Adapter` adds its output to the MLP's (Houlsby et al., 2019); AdaptFormer (Chen et al., 2022) runs beside the MLP
-    and has a learnable scale.
-    """
+    def __init__(self, width: int, mlp_width: int, bottleneck: int) -> None:
+        super().__init__(width, mlp_width, bottleneck)
+        self.in_proj = ScaleShift(3 * width)
+        self.out_proj = ScaleShift(width)
+        self.c_fc = ScaleShift(mlp_width)
+        self.c_proj = ScaleShift(width)
 
-    def __init__(self, width: int, inner: int, *, scaled: bool) -> None:
-        super().__init__()
+    def in_projection(self, x: Tensor, qkv: Tensor) -> Tensor:
+        return self.in_proj(qkv)
+
+    def out_projection(self, y: Tensor) -> Tensor:
+        return self.out_proj(y)
+
+    def mlp_in(self, hidden: Tensor) -> Tensor:
+        return self.c_fc(hidden)
+
+    def mlp_out(self, y: Tensor) -> Tensor:
+        return self.c_proj(y)
+
+
+class Bottleneck(BlockAdapter):
+    """LayerNorm, down, ReLU, up; `up` starts at zero, so that the block starts unchanged."""
+
+    def __init__(self, width: int, mlp_width: int, bottleneck: int) -> None:
+        super().__init__(width, mlp_width, bottleneck)
         self.ln = nn.LayerNorm(width)
-        self.down = nn.Linear(width, inner)
-        self.up = nn.Linear(inner, width)
-        self.scale = nn.Parameter(torch.ones(1)) if scaled else None
+        self.down = nn.Linear(width, bottleneck)
+        self.up = nn.Linear(bottleneck, width)
         nn.init.kaiming_normal_(self.down.weight, a=math.sqrt(5))
         for zero in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(zero)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.up(F.relu(self.down(self.ln(x))))
-        return y if self.scale is None else y * self.scale
+        return self.up(F.relu(self.down(self.ln(x))))
 
 
-class BlockAdapters(nn.Module):
-    """The adapters of one transformer block; those the settings do not ask for are None."""
+class Adapter(Bottleneck):
+    """Bottleneck after the MLP, added to its output (Houlsby et al., 2019)."""
 
-    def __init__(self, cfg: Config, width: int, mlp_width: int, prompt_bound: float, *, prompted: bool) -> None:
-        super().__init__()
-        prompt = torch.empty(cfg.vpt_len, width).uniform_(-prompt_bound, prompt_bound) if prompted else None
+    def mlp_branch(self, x: Tensor, y: Tensor) -> Tensor:
+        return y + self(y)
+
+
+class AdaptFormer(Bottleneck):
+    """Bottleneck parallel to the MLP, with a learnable scale (Chen et al., 2022)."""
+
+    def __init__(self, width: int, mlp_width: int, bottleneck: int) -> None:
+        super().__init__(width, mlp_width, bottleneck)
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def mlp_branch(self, x: Tensor, y: Tensor) -> Tensor:
+        return y + self(x) * self.scale
+
+
+# In the order in which a block applies them. Each name is a boolean key of the settings.
+ADAPTERS: dict[str, type[BlockAdapter]] = {
+    "ssf": SSF,
+    "lora": LoRA,
+    "adapter": Adapter,
+    "adaptformer": AdaptFormer,
+}
+
+
+class BlockAdapters(nn.ModuleDict):
+    """Adapters of one transformer block that the settings turn on, by name, and its VPT prompt, [vpt_len, width]."""
+
+    prompt: nn.Parameter | None
+
+    def __init__(self, cfg: Config, width: int, mlp_width: int, *, prompt: Tensor | None) -> None:
+        chosen = {name: kind for name, kind in ADAPTERS.items() if getattr(cfg, name)}
+        super().__init__({name: kind(width, mlp_width, cfg.bottleneck) for name, kind in chosen.items()})
         self.prompt = None if prompt is None else nn.Parameter(prompt)
-        self.lora_q = LoRA(width, cfg.bottleneck) if cfg.lora else None
-        self.lora_v = LoRA(width, cfg.bottleneck) if cfg.lora else None
-        self.adapter = Bottleneck(width, cfg.bottleneck, scaled=False) if cfg.adapter else None
-        self.adaptformer = Bottleneck(width, cfg.bottleneck, scaled=True) if cfg.adaptformer else None
-        widths = {"attn_in": 3 * width, "attn_out": width, "mlp_in": mlp_width, "mlp_out": width}
-        self.ssf = nn.ModuleDict({k: ScaleShift(w) for k, w in widths.items()} if cfg.ssf else {})
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -100,27 +186,40 @@ def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
+def require_plain_blocks(blocks: nn.ModuleList) -> None:
+    """Refuse blocks that `run_block` would compute differently from open_clip.
+
+    Raises:
+        UserError: another class of block, or another MLP.
+    """
+    for block in blocks:
+        mlp = getattr(block, "mlp", nn.Sequential())
+        if type(block) is not ResidualAttentionBlock or [*dict(mlp.named_children())] != ["c_fc", "gelu", "c_proj"]:
+            raise UserError(
+                f"backbone: its transformer blocks ({type(block).__name__}) are not CLIP's, which prompts and adapters need; choose another backbone"
+            )
+
+
 def run_block(
-    block: nn.Module,
+    block: ResidualAttentionBlock,
     x: Tensor,
     *,
     attend: Attend = sdpa,
-    adapters: BlockAdapters | None = None,
+    adapters: Sequence[BlockAdapter] = (),
     context: Tensor | None = None,
-    keep: Tensor | None = None,
+    keep: Tensor | slice = slice(None),
 ) -> Tensor:
-    """One pre-norm residual block of open_clip, with what `adapters` adds.
+    """One pre-norm residual block of open_clip with adapters.
 
     Args:
         x: tokens, [B, L, width].
-        attend: who sees whom.
-        context: further tokens [n, width], the same for the whole batch, that are seen but do not go on: their keys and
-            values are computed once.
-        keep: which tokens go on (None: all); the others are only seen.
+        attend: attention function (full, causal or prefix-shared).
+        context: further tokens [n, width], the same for the whole batch, that are attended to and then dropped: their
+            keys and values are computed once.
+        keep: tokens to return; the others are only attended to.
     """
     q, k, v = _heads(block, x, adapters)
-    if keep is not None:
-        x, q = x[:, keep], q[:, :, keep]
+    x, q = x[:, keep], q[:, :, keep]
     if context is not None:
         _, k_context, v_context = (t.expand(len(x), -1, -1, -1) for t in _heads(block, context[None], adapters))
         k, v = torch.cat([k, k_context], dim=2), torch.cat([v, v_context], dim=2)
@@ -129,58 +228,49 @@ def run_block(
 
 
 def run_last_block(
-    block: nn.Module, x: Tensor, *, adapters: BlockAdapters | None = None, context: Tensor | None = None
+    block: ResidualAttentionBlock,
+    x: Tensor,
+    *,
+    adapters: Sequence[BlockAdapter] = (),
+    context: Tensor | None = None,
 ) -> Tensor:
-    """`run_block` of which only the class token goes on: [B, L, width] -> [B, 1, width]."""
-    seen = None if context is None else block.ln_1(context)
-    attended = class_token_attention(block.attn, block.ln_1(x), *_in_projection(block.attn, adapters), seen)
+    """`run_block` that returns the class token alone: [B, L, width] -> [B, 1, width].
+
+    CLS-only attention uses the in-projection's own weights, so adapters that change the in-projection rule it out.
+    """
+    if any(type(adapter).in_projection is not BlockAdapter.in_projection for adapter in adapters):
+        return run_block(block, x, adapters=adapters, context=context, keep=slice(0, 1))
+    attended = class_token_attention(block.attn, block.ln_1(x), None if context is None else block.ln_1(context))
     return _attention_residual_and_mlp(block, x[:, :1], attended, adapters)
 
 
-def _attention_residual_and_mlp(
-    block: nn.Module, x: Tensor, attended: Tensor, adapters: BlockAdapters | None
-) -> Tensor:
-    x = x + block.ls_1(_ssf(adapters, "attn_out", _layer(block.attn.out_proj, attended)))
-    mlp = block.ls_2(_mlp(block.mlp, block.ln_2(x), adapters))
-    if adapters is not None and adapters.adapter is not None:
-        mlp = mlp + adapters.adapter(mlp)
-    if adapters is not None and adapters.adaptformer is not None:
-        mlp = mlp + adapters.adaptformer(x)
-    return x + mlp
-
-
-def _ssf(adapters: BlockAdapters | None, place: str, x: Tensor) -> Tensor:
-    return adapters.ssf[place](x) if adapters is not None and place in adapters.ssf else x
-
-
-def _heads(block: nn.Module, x: Tensor, adapters: BlockAdapters | None) -> list[Tensor]:
+def _heads(block: ResidualAttentionBlock, x: Tensor, adapters: Sequence[BlockAdapter]) -> list[Tensor]:
     """Queries, keys and values of tokens [B, L, width]: [B, heads, L, d] each."""
     attn, x = block.attn, block.ln_1(x)
-    q, k, v = _ssf(adapters, "attn_in", linear(x, attn.in_proj_weight, attn.in_proj_bias)).chunk(3, dim=-1)
-    if adapters is not None and adapters.lora_q is not None:
-        q, v = q + adapters.lora_q(x), v + adapters.lora_v(x)
-    return [t.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for t in (q, k, v)]
+    qkv = F.linear(x, attn.in_proj_weight, attn.in_proj_bias)
+    for adapter in adapters:
+        qkv = adapter.in_projection(x, qkv)
+    return [t.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for t in qkv.chunk(3, dim=-1)]
 
 
-def _in_projection(attn: nn.MultiheadAttention, adapters: BlockAdapters | None) -> tuple[Tensor, Tensor]:
-    """Weight and bias that give `_heads`' queries, keys and values at once, with what SSF and LoRA make of them."""
-    weight, bias = attn.in_proj_weight, attn.in_proj_bias
-    if adapters is not None and adapters.ssf:
-        ssf = adapters.ssf["attn_in"]
-        weight, bias = weight * ssf.scale[:, None], ssf(bias)
-    if adapters is not None and adapters.lora_q is not None:
-        w_q, w_k, w_v = weight.chunk(3)
-        weight = torch.cat([w_q + adapters.lora_q.weight, w_k, w_v + adapters.lora_v.weight])
-    return weight, bias
-
-
-def _mlp(mlp: nn.Sequential, x: Tensor, adapters: BlockAdapters | None) -> Tensor:
-    hidden = _ssf(adapters, "mlp_in", _layer(mlp.c_fc, x))
-    return _ssf(adapters, "mlp_out", _layer(mlp.c_proj, _activate(mlp.gelu, hidden)))
-
-
-def _layer(layer: nn.Linear, x: Tensor) -> Tensor:
-    return linear(x, layer.weight, layer.bias)
+def _attention_residual_and_mlp(
+    block: ResidualAttentionBlock, x: Tensor, attended: Tensor, adapters: Sequence[BlockAdapter]
+) -> Tensor:
+    """The block after its attention: tokens and the attention's output, [B, L, width] each -> [B, L, width]."""
+    y = block.attn.out_proj(attended)
+    for adapter in adapters:
+        y = adapter.out_projection(y)
+    x = x + block.ls_1(y)
+    hidden = block.mlp.c_fc(block.ln_2(x))
+    for adapter in adapters:
+        hidden = adapter.mlp_in(hidden)
+    y = block.mlp.c_proj(_activate(block.mlp.gelu, hidden))
+    for adapter in adapters:
+        y = adapter.mlp_out(y)
+    y = block.ls_2(y)
+    for adapter in adapters:
+        y = adapter.mlp_branch(x, y)
+    return x + y
 
 
 def _activate(gelu: nn.Module, x: Tensor) -> Tensor:
@@ -197,18 +287,20 @@ class ImageTower(nn.Module):
     def __init__(self, visual: VisionTransformer, cfg: Config) -> None:
         super().__init__()
         self.visual = visual
+        self.deep = cfg.vpt_deep
+        self.micro_batches, self.grad_checkpointing = cfg.micro_batches, cfg.grad_checkpointing
         blocks = visual.transformer.resblocks
+        require_plain_blocks(blocks)
         self.n_frozen = max(0, len(blocks) - cfg.partial) if cfg.partial else 0
+        adapted = range(self.n_frozen, len(blocks))
+        prompted = set(adapted) if cfg.vpt_deep else {self.n_frozen} if cfg.vpt_shallow else set()
         width, mlp_width = visual.conv1.out_channels, blocks[0].mlp.c_fc.out_features
         # VPT (Jia et al., 2022): uniform as Xavier's rule for the patch embedding.
         bound = math.sqrt(6 / (3 * math.prod(visual.patch_size) + width))
-        adapted = range(self.n_frozen, len(blocks))
-        self.deep = cfg.vpt_deep
-        self.micro_batches, self.grad_checkpointing = cfg.micro_batches, cfg.grad_checkpointing
-        prompted = set(adapted) if cfg.vpt_deep else {self.n_frozen} if cfg.vpt_shallow else set()
-        self.adapters = nn.ModuleDict(
-            {str(i): BlockAdapters(cfg, width, mlp_width, bound, prompted=i in prompted) for i in adapted}
-        )
+        self.adapters = nn.ModuleDict()
+        for i in adapted:
+            prompt = torch.empty(cfg.vpt_len, width).uniform_(-bound, bound) if i in prompted else None
+            self.adapters[str(i)] = BlockAdapters(cfg, width, mlp_width, prompt=prompt)
         self._mark_trainable(cfg)
 
     @property
@@ -235,16 +327,20 @@ class ImageTower(nn.Module):
         x = self._tokens(images)
         blocks = self.visual.transformer.resblocks
         for i, block in enumerate(blocks):
-            adapters = self.adapters[str(i)] if adapted and str(i) in self.adapters else None
-            prompt = None if adapters is None or adapters.prompt is None else adapters.prompt.to(x.dtype)
-            if prompt is not None and not self.deep:  # VPT-shallow: the prompts go on with the patches
-                x, prompt = torch.cat([x, prompt.expand(len(x), -1, -1)], dim=1), None
-            run = run_block if i < len(blocks) - 1 else run_last_block  # behind it, only the class token is read
+            adapters, prompt = self._adapters_of_block(i) if adapted else ([], None)
+            if prompt is not None and not self.deep:  # VPT-shallow: the prompts stay among the tokens
+                x, prompt = torch.cat([x, prompt.to(x.dtype).expand(len(x), -1, -1)], dim=1), None
+            context = None if prompt is None else prompt.to(x.dtype)  # VPT-deep: each block has prompts of its own
+            run = run_block if i < len(blocks) - 1 else run_last_block  # after it, only the class token is read
             run = functools.partial(checkpointed, run) if self.grad_checkpointing else run
-            x = run(
-                block, x, adapters=adapters, context=prompt
-            )  # VPT-deep's prompts do not go on: each block has its own
+            x = run(block, x, adapters=adapters, context=context)
         return self.visual.ln_post(x[:, 0])
+
+    def _adapters_of_block(self, i: int) -> tuple[list[BlockAdapter], Tensor | None]:
+        if str(i) not in self.adapters:
+            return [], None
+        adapters = cast(BlockAdapters, self.adapters[str(i)])
+        return cast(list[BlockAdapter], list(adapters.values())), adapters.prompt
 
     def _tokens(self, images: Tensor) -> Tensor:
         """Class token and patches with their positions, [B, 1 + patches, width]."""

@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
+import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.clip import Tokenizer
 from models.fast.checkpointing import checkpointed
 from models.fast.shared_prefix import Suffixes
-from models.peft import causal, run_block
+from models.peft import causal, require_plain_blocks, run_block
 from utils.config import Config
 from utils.errors import UserError
 
-CLASS_VECTORS = 4  # prompts=visual, vectors a class: a class name is one to four tokens long
+CLASS_VECTORS = 4  # prompts=visual, vectors per class: a class name is one to four tokens long
 
 
 class TextTower(nn.Module):
     """CLIP's frozen text transformer: token embeddings in, unit-length features out."""
 
-    def __init__(self, clip: nn.Module) -> None:
+    positional_embedding: Tensor
+
+    def __init__(self, clip: open_clip.CLIP) -> None:
         super().__init__()
         text = getattr(clip, "text", clip)  # open_clip keeps the tower in the model itself or in `text`
         pool = getattr(text, "pool_type", None) or getattr(text, "text_pool_type", "argmax")
-        if pool not in ("argmax", "eos") or text.attn_mask is None:
+        appended = getattr(text, "cls_emb", None)  # CoCa reads a class token of its own at the end
+        if pool not in ("argmax", "eos") or text.attn_mask is None or appended is not None:
             raise UserError(
-                "backbone: its text tower is not CLIP's (causal, read at the end token), which the prompts need"
+                "backbone: its text tower is not CLIP's (causal, read at the end token), which the prompts need; choose another backbone"
             )
+        require_plain_blocks(text.transformer.resblocks)
         self.token_embedding = text.token_embedding
         self.positional_embedding = text.positional_embedding
-        self.blocks = text.transformer.resblocks
+        self.blocks: nn.ModuleList = text.transformer.resblocks
         self.ln_final = text.ln_final
         self.projection = text.text_projection
 
@@ -40,7 +44,7 @@ class TextTower(nn.Module):
     def forward(self, embeddings: Tensor, end: Tensor) -> Tensor:
         """Embeddings [N, L, width], position of each end token [N] -> features of unit length [N, embed_dim].
 
-        Under the causal mask nothing behind an end token is ever read: cut the sequences behind the last one.
+        Under the causal mask no token after an end token is read: cut the sequences after the last one.
         """
         x = embeddings + self.positional_embedding[: embeddings.shape[1]].to(embeddings.dtype)
         for block in self.blocks:
@@ -48,13 +52,13 @@ class TextTower(nn.Module):
         return self.project(x[torch.arange(len(x), device=x.device), end])
 
     def project(self, x: Tensor) -> Tensor:
-        """Tokens behind the last block, [..., width] -> features of unit length, [..., embed_dim]."""
+        """Tokens after the last block, [..., width] -> features of unit length, [..., embed_dim]."""
         x = self.ln_final(x)
-        x = self.projection(x) if isinstance(self.projection, nn.Linear) else x @ self.projection
+        x = self.projection(x) if isinstance(self.projection, nn.Module) else x @ self.projection
         return F.normalize(x, dim=-1)
 
 
-def encode_text(tower: TextTower, tokenizer: Tokenizer, texts: list[str]) -> Tensor:
+def encode_text(tower: TextTower, tokenizer: open_clip.SimpleTokenizer, texts: list[str]) -> Tensor:
     """Plain captions -> features of unit length, [len(texts), embed_dim]."""
     tokens = tokenizer(texts).to(tower.positional_embedding.device)
     end = tokens.argmax(-1)
@@ -64,14 +68,22 @@ def encode_text(tower: TextTower, tokenizer: Tokenizer, texts: list[str]) -> Ten
 class DualPrompts(nn.Module):
     """One positive and one negative context, shared by all classes: SOS, context, class name, ".", EOT.
 
-    The placeholder "P P ... P name." fixes the token sequence; the context vectors then take the place of the P's. With
-    `prompts: visual` the name is made of P's, too, and vectors of the class's own take their place: `class_vectors`,
-    [C, CLASS_VECTORS, width], which `models.visual_prompts` fits to images and, as a name, no label moves afterwards.
-    `class_token_position` moves the class name before (`front`) or between the halves of (`middle`) the context, as
-    CoOp does (Zhou et al., 2022).
+    The placeholder "P P ... P name." fixes the token sequence; the context vectors then replace the P's. With
+    `prompts: visual` the name consists of P's, too, replaced by vectors of the class's own: `class_vectors`,
+    [C, CLASS_VECTORS, width], which `models.visual_prompts` fits to images and which are then fixed, like a name.
+    `class_token_position` moves the class name before (`front`) or between the halves of (`middle`) the context, as in
+    CoOp (Zhou et al., 2022).
     """
 
-    def __init__(self, tower: TextTower, tokenizer: Tokenizer, class_names: list[str], cfg: Config) -> None:
+    end: Tensor  # position of each EOT, [C]
+    start: Tensor  # embedding of SOS, [1, width]
+    fixed: Tensor  # embeddings of class name, ".", EOT and padding, [C, L - 1 - n_ctx, width]
+    order: Tensor  # position of each token in [SOS, context, fixed], [C, L]
+    class_vectors: Tensor | None
+
+    def __init__(
+        self, tower: TextTower, tokenizer: open_clip.SimpleTokenizer, class_names: list[str], cfg: Config
+    ) -> None:
         super().__init__()
         n_ctx, position = cfg.n_ctx, cfg.class_token_position
         visual = cfg.prompts == "visual"
@@ -85,22 +97,22 @@ class DualPrompts(nn.Module):
                 )
         end = tokens.argmax(-1)
         tokens = tokens[:, : int(end.max()) + 1]
-        order = torch.stack([_token_order(position, n_ctx, n, tokens.shape[1]) for n in name_lengths])
         fixed = tower.embed(tokens)[:, 1 + n_ctx :].detach()
+        order = torch.stack([_token_order(position, n_ctx, n, tokens.shape[1]) for n in name_lengths])
         self.register_buffer("end", end, persistent=False)
         self.register_buffer("fixed", fixed, persistent=False)
         self.register_buffer("start", tower.embed(tokens[0, :1]).detach(), persistent=False)
         self.register_buffer("order", order, persistent=False)
         self.chunk = cfg.text_chunk or len(names)
         self.suffixes = nn.ModuleList()
-        if position == "end":  # only then do the prompts of all classes begin alike
+        if position == "end":  # only then do all prompts share a prefix
             parts = zip(fixed.split(self.chunk), (end - n_ctx).split(self.chunk))
             self.suffixes.extend(Suffixes(*part) for part in parts)
         width = tower.positional_embedding.shape[1]
         self.pos_ctx = nn.Parameter(torch.empty(n_ctx, width).normal_(0, 0.02))
         self.neg_ctx = nn.Parameter(torch.empty(n_ctx, width).normal_(0, 0.02))
-        own = torch.empty(len(names), CLASS_VECTORS, width).normal_(0, 0.02) if visual else None
-        self.register_buffer("class_vectors", own)
+        vectors = torch.empty(len(names), CLASS_VECTORS, width).normal_(0, 0.02) if visual else None
+        self.register_buffer("class_vectors", vectors)
 
     def forward(self, tower: TextTower) -> tuple[Tensor, Tensor]:
         """Unit-length positive and negative text features T+ and T-, [C, embed_dim] each."""
@@ -110,14 +122,14 @@ class DualPrompts(nn.Module):
     def encode(self, tower: TextTower, contexts: Tensor, vectors: Tensor | None = None) -> Tensor:
         """Features of every class prompt with each of K contexts [K, n_ctx, width]: [K, C, embed_dim].
 
-        `vectors`, [C, CLASS_VECTORS, width], stand in the place of the class names (None: the names do).
+        `vectors`, [C, CLASS_VECTORS, width], replace the class names (None: the names stay).
         """
         if not self.suffixes:
             return torch.stack([self.encode_plainly(tower, ctx, vectors) for ctx in contexts])
         start = self.start.expand(len(contexts), -1, -1)
-        beginnings = torch.cat([start, contexts.to(start.dtype)], dim=1)
+        prefixes = torch.cat([start, contexts.to(start.dtype)], dim=1)
         chunks = [None] * len(self.suffixes) if vectors is None else vectors.split(self.chunk)
-        parts = [self._run(part, tower, beginnings, chunk) for part, chunk in zip(self.suffixes, chunks)]
+        parts = [self._run(part, tower, prefixes, chunk) for part, chunk in zip(self.suffixes, chunks)]
         return torch.cat(parts, dim=1)
 
     def encode_plainly(self, tower: TextTower, ctx: Tensor, vectors: Tensor | None = None) -> Tensor:
@@ -135,7 +147,7 @@ class DualPrompts(nn.Module):
         return x.gather(1, self.order[..., None].expand_as(x))
 
     def _run(self, module: nn.Module, *inputs: Tensor | nn.Module | None) -> Tensor:
-        """`module(*inputs)` for one chunk of the classes; of several chunks, each is computed again going backward."""
+        """`module(*inputs)` for one chunk of the classes; with several, under activation checkpointing."""
         if len(self.end) <= self.chunk:
             return module(*inputs)
         return checkpointed(module, *inputs)
@@ -147,7 +159,7 @@ def placeholder(n: int) -> str:
 
 
 def _token_order(position: str, n_ctx: int, name_length: int, length: int) -> Tensor:
-    """Where each token of [SOS, context, name, rest] stands for a class-token position: [length] indices."""
+    """Order of the tokens of [SOS, context, name, rest] for a position of the class name: [length] indices."""
     ctx = list(range(1, 1 + n_ctx))
     name = list(range(1 + n_ctx, 1 + n_ctx + name_length))
     rest = list(range(1 + n_ctx + name_length, length))

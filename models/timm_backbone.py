@@ -3,45 +3,41 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import timm
 from torch import Tensor, nn
 
-from models.classifier import LinearHead
-from models.clip import quiet_hub, read_state_dict, require_same_architecture
-from models.fast.checkpointing import has_batch_statistics, micro_batched
+from models.classifier import LinearHead, has_batch_statistics
+from models.clip import BACKBONES, TimmBackbone, quiet_hub, read_state_dict, require_same_architecture
+from models.fast.checkpointing import micro_batched
+from models.peft import ADAPTERS
 from utils.config import Config
 from utils.errors import UserError
 from utils.log import log, quiet_downloads
 
-# The paper's four; any other timm name is taken as it is.
-TABLE4 = {
-    "vit": "vit_base_patch16_224.augreg_in1k",
-    "resnet": "resnet50.a1_in1k",
-    "convnext": "convnext_tiny.fb_in1k",
-    "mae": "vit_base_patch16_224.mae",
-}
-LOWEST = 32  # pixels: what convolutional networks halve five times
-ADAPTERS = ("vpt_deep", "vpt_shallow", "lora", "adapter", "adaptformer", "ssf", "bias_tuning", "partial")
+LOWEST = 32  # pixels: convolutional networks halve the image five times
+# Keys that change the image tower of CLIP alone.
+CLIP_ONLY = ("vpt_deep", "vpt_shallow", *ADAPTERS, "bias_tuning", "partial")
 
 
 def is_timm_name(backbone: str) -> bool:
-    """Whether `backbone` is one of Table 4's keys or names a timm model."""
-    return backbone in TABLE4 or timm.is_model(backbone)
+    """Whether `backbone` is a row of Table 4 or the name of a timm model."""
+    return isinstance(BACKBONES.get(backbone), TimmBackbone) or timm.is_model(backbone)
 
 
 class TimmClassifier(LinearHead):
     """A timm backbone with a linear head on its pooled feature.
 
-    `finetune` trains all of it, else only the head learns. `statistics` are the mean and standard deviation that the
-    backbone's weights were trained with.
+    `finetune` trains all of it, else only the head is trained. `statistics` are the mean and standard deviation of the
+    images on which the backbone was pretrained.
     """
 
     def __init__(self, cfg: Config, n_classes: int) -> None:
         super().__init__()
-        asked = [name for name in ADAPTERS if getattr(cfg, name)]
-        if asked:
-            raise UserError(f"backbone {cfg.backbone}: {asked[0]} adapts CLIP's image tower only; use finetune=true")
+        refused = next((name for name in CLIP_ONLY if getattr(cfg, name)), None)
+        if refused:
+            raise UserError(f"backbone {cfg.backbone}: {refused} adapts CLIP's image tower only; use finetune=true")
         if 0 < cfg.resolution < LOWEST:
             raise UserError(
                 f"resolution={cfg.resolution}: backbone {cfg.backbone} needs {LOWEST} pixels or more; raise it"
@@ -66,9 +62,11 @@ class TimmClassifier(LinearHead):
             )
 
 
-def _load(cfg: Config) -> nn.Module:
-    name = TABLE4.get(cfg.backbone, cfg.backbone)
-    options = {"img_size": cfg.resolution} if cfg.resolution and "vit" in name else {}
+def _load(cfg: Config) -> Any:
+    """The timm model that `backbone` and `pretrained` name, without its classifier."""
+    row = BACKBONES.get(cfg.backbone)
+    name = row.timm_name if isinstance(row, TimmBackbone) else cfg.backbone
+    options: dict[str, Any] = {"img_size": cfg.resolution} if cfg.resolution and "vit" in name else {}
     if cfg.pretrained == "none" or Path(cfg.pretrained).is_file():
         tower = timm.create_model(name, pretrained=False, num_classes=0, **options)
         if cfg.pretrained != "none":
@@ -76,23 +74,23 @@ def _load(cfg: Config) -> nn.Module:
         return tower
     if cfg.pretrained != "openai":
         raise UserError(
-            f"pretrained: '{cfg.pretrained}' is no weights file; a timm backbone brings its own weights, so leave the key out"
+            f"pretrained: '{cfg.pretrained}' is not a weights file; a timm backbone has weights of its own, so leave the key out"
         )
-    log.info(f"fetching the weights of {name} (kept in {cfg.weights_dir})")
+    log.info(f"downloading the weights of {name} (kept in {cfg.weights_dir})")
     try:
         with quiet_hub(), quiet_downloads():
             return timm.create_model(name, pretrained=True, num_classes=0, cache_dir=cfg.weights_dir, **options)
-    except Exception as error:  # every client and proxy fails in its own way; the remedy is one
+    except Exception as error:  # every client and proxy fails in its own way; the remedy is the same
         hub = timm.get_pretrained_cfg(name)
         where = f"the Hugging Face hub, {hub.hf_hub_id}" if hub is not None and hub.hf_hub_id else "timm's releases"
         raise UserError(
-            f"the weights of {name} are not here and could not be fetched ({type(error).__name__}): "
-            f"fetch them from {where} on a machine with a network and pass pretrained=FILE"
+            f"the weights of {name} are missing and could not be downloaded ({type(error).__name__}): "
+            f"download them from {where} on a machine with a network and pass pretrained=FILE"
         ) from None
 
 
 def _load_file(tower: nn.Module, cfg: Config) -> None:
     state, own = read_state_dict(Path(cfg.pretrained)), tower.state_dict()
-    state = {k: v for k, v in state.items() if k in own}  # the file's own classifier goes: the head here is new
+    state = {k: v for k, v in state.items() if k in own}  # without the file's own classifier: the head here is new
     require_same_architecture(own, state, cfg)
     tower.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""Class vectors that say what a class looks like, for prompts of classes whose names mean nothing to CLIP."""
+"""Class vectors learned from images, for prompts of classes whose names mean nothing to CLIP."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ STEPS, LR = 200, 1e-2  # of Adam; twice the steps bring the digits' cosine from 
 
 
 def fit_class_vectors(detector: Detector, prototypes: Tensor) -> Tensor:
-    """Move the class vectors until the positive text features are where the prototypes are; nothing else moves.
+    """Fit the class vectors so that the positive text features match the prototypes; nothing else is trained.
 
     Args:
-        prototypes: image features of unit length, [C, embed_dim]; a class of zeros keeps its vectors.
+        prototypes: unit-length image features, [C, embed_dim]; a class whose prototype is zero keeps its vectors.
 
     Returns:
         Cosine of each class's text feature and prototype, [C].
     """
     prompts, tower = detector.prompts, detector.text
+    assert prompts.class_vectors is not None, "the detector's prompts hold class names"
     prototypes = prototypes.to(prompts.class_vectors.device)
     vectors = prompts.class_vectors.clone().float().requires_grad_()  # Adam in half precision would divide by zero
     optimizer = torch.optim.Adam([vectors], lr=LR)

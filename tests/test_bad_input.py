@@ -152,7 +152,7 @@ def test_nothing_is_left_behind_by_a_refused_run(workdir, fails):
         ("backbone=hf-hub:foo/bar", "unknown backbone 'hf-hub:foo/bar'"),
         ("backbone=null.json", "is not an open_clip model config"),
         ("backbone=words.json", "words.json cannot be read as a model config"),
-        ("resolution=4", "resolution=4: less than one patch of the model config, 8 pixels"),
+        ("resolution=4", "resolution=4: less than one patch of tiny.json, 8 pixels"),
         ("seed=4294967296", "seed = 4294967296 is out of range"),
         ("epochs=2020-13-45", "epochs must be int, got '2020-13-45'"),
     ],

@@ -1,6 +1,6 @@
 """The method's steps against values of the reference implementation (tests/golden/deft_step.json).
 
-Every weight is made from its name, see `fill`; nothing is stored but the results.
+Every weight is computed from its name, see `fill`; only the results are stored.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import main_phase1
 import main_real_phase1
 from models.classifier import Classifier
 from models.deft import Detector
-from models.fast import activation as backward
 from utils.config import Config
+from utils.engine import build_optimizer
 from utils.losses import EarlyLearningRegularisation, cross_entropy, masked_mean, symmetric_cross_entropy
 from utils.selection.rules import mixture_posterior
 
@@ -39,9 +39,7 @@ ADAPTERS = {
 }
 
 
-@pytest.fixture(autouse=True, params=[1, backward.WIDE], ids=["back_to_what_is_read", "back_to_all"])
-def wide(request, monkeypatch):
-    monkeypatch.setattr(backward, "WIDE", request.param)
+SSF_LAYERS = {"in_proj": "attn_in", "out_proj": "attn_out", "c_fc": "mlp_in", "c_proj": "mlp_out"}
 
 
 def fill(name: str, shape: tuple, scale: float = 0.1, shift: float = 0.0) -> Tensor:
@@ -84,11 +82,9 @@ def golden_name(name: str) -> str:
     _, _, i, rest = name.split(".", 3)
     if rest == "prompt":
         return f"tuner.vpt_list.{i}.prompt"
-    kind, rest = (
-        rest.split(".", 1)
-        if rest.startswith("ssf")
-        else ("lora", rest.replace("lora_q.", "q.").replace("lora_v.", "v."))
-    )
+    kind, rest = rest.split(".", 1)
+    for ours, reference in SSF_LAYERS.items() if kind == "ssf" else ():
+        rest = rest.replace(f"{ours}.", f"{reference}.")
     return f"tuner.{kind}_list.{i}.{rest}"
 
 
@@ -110,20 +106,19 @@ def assert_summary(actual: Tensor, expected: dict, what: str) -> None:
     np.testing.assert_allclose(found, [expected["sum"], expected["l2"], *expected["first"]], err_msg=what, **CLOSE)
 
 
-def check_case(name: str, step, epoch: int, **settings) -> None:
+def check_case(name: str, method: type[main_phase1.DeFT], epoch: int, **settings) -> None:
     case = CASES[name]
     detector, cfg, added = tiny_detector(**settings)
     assert set(case["params"]) == set(added) | {"tuner.head.weight", "tuner.head.bias"}
-    optimizer = torch.optim.SGD(
-        [p for p in detector.parameters() if p.requires_grad], lr=0.03, momentum=0.9, weight_decay=5e-4
-    )
+    deft = method(detector, cfg)
+    optimizer = build_optimizer(cfg, deft)  # the defaults are the paper's: SGD, lr 0.03, momentum 0.9, decay 5e-4
     images, y, y_bar = (
         fill("images", (8, 3, 32, 32), 1.0),
         torch.tensor(GOLDEN["targets"]),
         torch.tensor(GOLDEN["complementary"]),
     )
     for i, expected in enumerate(case["steps"]):
-        out = step(detector, images, y, y_bar, cfg, epoch)
+        out = deft(images, y, y_bar, epoch)
         assert out["selected"].tolist() == expected["selected"], f"step {i}"
         out["score"] = out["p_clean"].gather(1, y[:, None])[:, 0]
         for ours, theirs in (("logits_pos",) * 2, ("logits_neg",) * 2, ("score", "p_clean"), ("loss_dp",) * 2):
@@ -145,16 +140,16 @@ def check_case(name: str, step, epoch: int, **settings) -> None:
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_synthetic_after_warmup(adapter):
     name = adapter if adapter.startswith("class_token") else f"synthetic_after_warmup_{adapter}"
-    check_case(name, main_phase1.deft_step, epoch=2, warmup=1, **ADAPTERS[adapter])
+    check_case(name, main_phase1.DeFT, epoch=2, warmup=1, **ADAPTERS[adapter])
 
 
 def test_synthetic_warmup():
-    check_case("synthetic_warmup_vpt_deep", main_phase1.deft_step, epoch=1, warmup=1, vpt_deep=True)
+    check_case("synthetic_warmup_vpt_deep", main_phase1.DeFT, epoch=1, warmup=1, vpt_deep=True)
 
 
 @pytest.mark.parametrize("name, epoch", [("warmup", 1), ("epoch2_in_warmup", 2), ("after_warmup", 6)])
 def test_real(name, epoch):
-    check_case(f"real_{name}_vpt_deep", main_real_phase1.deft_real_step, epoch=epoch, warmup=5, vpt_deep=True)
+    check_case(f"real_{name}_vpt_deep", main_real_phase1.DeFTReal, epoch=epoch, warmup=5, vpt_deep=True)
 
 
 def test_sce_and_elr():
@@ -180,12 +175,11 @@ def test_phase2_full_fine_tuning():
     case = CASES["phase2_fft_masked_ce"]
     clip = tiny_clip()
     conv1 = clip.visual.conv1.weight.clone()
-    model = Classifier(clip, Config(finetune=True), len(GOLDEN["class_names"]))
+    cfg = Config(finetune=True, lr=case["lr"])
+    model = Classifier(clip, cfg, len(GOLDEN["class_names"]))
     model.head.weight.data = fill("tuner.head.weight", model.head.weight.shape)
     model.head.bias.data = fill("tuner.head.bias", model.head.bias.shape)
-    optimizer = torch.optim.SGD(
-        [p for p in model.parameters() if p.requires_grad], lr=case["lr"], momentum=0.9, weight_decay=5e-4
-    )
+    optimizer = build_optimizer(cfg, model)
     images, y, mask = fill("images", (8, 3, 32, 32), 1.0), torch.tensor(GOLDEN["targets"]), torch.tensor(case["mask"])
     for i, expected in enumerate(case["steps"]):
         logits = model(images)

@@ -1,4 +1,4 @@
-"""Losses and named chance: by hand, and by their properties."""
+"""Losses and named random streams: by hand, and by their properties."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from utils import losses
+from utils.config.schema import LIMITS
+from utils.errors import UserError
 from utils.losses import (
+    LOSSES,
+    Criterion,
     clean_probability,
     complementary_labels,
     dual_prompt_loss,
@@ -42,7 +47,40 @@ def test_gce_by_hand():
     assert generalised_cross_entropy(logits, torch.tensor([0])).item() == pytest.approx((1 - 0.75**0.7) / 0.7)
 
 
-def test_nothing_selected_counts_zero_and_teaches_nothing():
+@pytest.mark.parametrize(
+    "method, loss",
+    [
+        ("CE", losses.cross_entropy),
+        ("GMM", losses.cross_entropy),
+        ("TURN", losses.cross_entropy),
+        ("SCE", losses.symmetric_cross_entropy),
+        ("GCE", losses.generalised_cross_entropy),
+    ],
+)
+def test_each_method_has_its_loss(method, loss):
+    logits, y = torch.randn(4, 3, generator=generator("test")), torch.tensor([0, 1, 2, 0])
+    assert torch.equal(Criterion(method, 4, 3)(logits.half(), y, torch.arange(4)), loss(logits.half().float(), y))
+
+
+def test_elr_remembers_its_samples():
+    criterion, logits, y = Criterion("ELR", 5, 3), torch.zeros(2, 3), torch.tensor([0, 1])
+    first, second = (criterion(logits, y, torch.tensor([4, 1])) for _ in range(2))
+    assert (first != second).all()
+    assert criterion.state_dict()["loss.memory"].sum(dim=1).bool().tolist() == [False, True, False, False, True]
+
+
+def test_a_training_method_is_one_row(monkeypatch):
+    monkeypatch.setitem(LOSSES, "zero", lambda logits, targets: 0 * logits.sum(dim=-1))
+    assert Criterion("zero", 2, 3)(torch.ones(2, 3), torch.tensor([0, 1]), torch.arange(2)).tolist() == [0, 0]
+
+
+def test_unknown_methods_are_refused():
+    with pytest.raises(UserError, match="unknown training method 'MAE'; choose one of CE, ELR"):
+        Criterion("MAE", 2, 3)
+    assert set(LIMITS["lnl_methods"]["choices"]) == set(LOSSES)
+
+
+def test_an_empty_selection_gives_zero_loss_and_gradient():
     losses = torch.tensor([1.0, 2.0], requires_grad=True)
     loss = masked_mean(losses, torch.tensor([False, False]))
     loss.backward()
@@ -67,7 +105,7 @@ def test_complementary_labels_are_uniform_and_new_in_every_epoch():
     assert (first == second).double().mean().item() == pytest.approx(1 / 9, abs=0.02)
 
 
-def test_a_sample_s_chance_depends_on_nothing_else():
+def test_a_sample_s_random_numbers_depend_on_nothing_else():
     whole = sample_hash("crop", 3, 2, INDEX)
     order = torch.randperm(len(INDEX), generator=generator("test"))
     assert torch.equal(sample_hash("crop", 3, 2, INDEX[order]), whole[order])

@@ -1,8 +1,9 @@
-"""Models: equal to open_clip where nothing is added, train what they should, and load weights or say why not."""
+"""Models: equal to open_clip without adapters, trained where they should be, loaded or refused with a reason."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import open_clip
@@ -13,9 +14,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 import main_phase1
-from models import build_classifier, build_detector, build_zero_shot, parameter_table
+import models.clip
+from models import build_classifier, build_detector, build_zero_shot, parameter_table, peft
 from models.clip import load_clip
-from models.peft import ImageTower
+from models.peft import BlockAdapter, ImageTower, LowRank
 from models.prompts import TextTower, encode_text
 from utils.config import Config
 from utils.errors import UserError
@@ -62,16 +64,62 @@ def test_adapters_with_zero_init_start_as_the_plain_tower(workdir, adapter):
 
 
 def test_the_adapter_adds_to_the_mlp_s_output(workdir):
-    """The released one replaces it, so its zero initialisation erases the MLP."""
+    """The released one replaces it, so that its zero initialisation removes the MLP."""
     tower = ImageTower(tiny()[0].visual, Config(adapter=True))
     block, adapters = tower.visual.transformer.resblocks[0], tower.adapters["0"]
-    nn.init.normal_(adapters.adapter.up.weight)
+    nn.init.normal_(adapters["adapter"].up.weight)
     from models.peft import run_block
 
     x = torch.randn(2, 5, 32)
     after_attention = x + block.attention(block.ln_1(x))
     mlp = block.mlp(block.ln_2(after_attention))
-    torch.testing.assert_close(run_block(block, x, adapters=adapters), after_attention + mlp + adapters.adapter(mlp))
+    adapter = adapters["adapter"]
+    torch.testing.assert_close(run_block(block, x, adapters=[adapter]), after_attention + mlp + adapter(mlp))
+
+
+class KeyLoRA(BlockAdapter):
+    """LoRA on the keys, the one projection that no adapter here updates."""
+
+    def __init__(self, width: int, mlp_width: int, bottleneck: int) -> None:
+        super().__init__(width, mlp_width, bottleneck)
+        self.k = LowRank(width, bottleneck)
+
+    def in_projection(self, x: torch.Tensor, qkv: torch.Tensor) -> torch.Tensor:
+        q, k, v = qkv.chunk(3, dim=-1)
+        return torch.cat([q, k + self.k(x), v], dim=-1)
+
+
+@dataclass(frozen=True)
+class WithKeyLoRA(Config):
+    lora_k: bool = True  # the new line of the schema
+
+
+@pytest.mark.parametrize("partial", [0, 1])
+def test_a_new_adapter_is_one_class_and_one_row_and_works_in_every_block(workdir, monkeypatch, partial):
+    monkeypatch.setitem(peft.ADAPTERS, "lora_k", KeyLoRA)
+    tower = ImageTower(tiny()[0].visual, WithKeyLoRA(partial=partial)).double()
+    with torch.no_grad():
+        for parameter in tower.adapters.parameters():  # B starts at zero
+            parameter.copy_(torch.randn(parameter.shape))
+    features = tower(IMAGES.double())
+    features.square().sum().backward()
+    blocks = range(2)[-partial:]
+    parameters = dict(tower.adapters.named_parameters())
+    assert parameters.keys() == {f"{i}.lora_k.k.lora_{m}" for i in blocks for m in "AB"}
+    assert all(p.grad.abs().sum() > 0 for p in parameters.values())
+
+    plain = tiny()[0].visual.double()
+    for i in blocks:
+        update = parameters[f"{i}.lora_k.k.lora_A"] @ parameters[f"{i}.lora_k.k.lora_B"] / 8
+        plain.transformer.resblocks[i].attn.in_proj_weight.data[32:64] += update.T
+    torch.testing.assert_close(features @ plain.proj, plain(IMAGES.double()), rtol=1e-9, atol=1e-9)
+
+
+def test_every_adapter_is_a_key_of_the_settings(workdir, fails):
+    assert {type(getattr(Config(), name)) for name in peft.ADAPTERS} == {bool}
+    assert "unknown key 'adaptorformer'; did you mean 'adaptformer'?" in fails(
+        main_phase1.main, *CLI, "adaptorformer=true"
+    )
 
 
 @pytest.mark.parametrize(
@@ -111,7 +159,7 @@ def test_gradients_reach_what_the_method_says(workdir, adapter, position):
     cfg = Config(**TINY, **{adapter: True}, class_token_position=position)
     detector = build_detector(cfg, NAMES)
     y = torch.tensor([0, 1, 2])
-    out = main_phase1.deft_step(detector, IMAGES, y, (y + 1) % 3, cfg, epoch=1)
+    out = main_phase1.DeFT(detector, cfg)(IMAGES, y, (y + 1) % 3, epoch=1)
 
     def reached(loss: torch.Tensor) -> set[str]:
         detector.zero_grad(set_to_none=True)
@@ -215,6 +263,7 @@ def test_another_resolution(workdir):
         ({"backbone": "nowhere.json"}, "no such model config file: nowhere.json"),
         ({"backbone": "garbage.json"}, "garbage.json cannot be read as a model config"),
         ({"backbone": "tiny.yaml", "pretrained": "x"}, "unknown backbone 'tiny.yaml'"),
+        ({"backbone": "resnet"}, "backbone 'resnet' has no text tower, .* use one of ViT-B/16, .*, digits"),
         ({"backbone": "RN50"}, "has no ViT image tower"),
         ({"backbone": "ViT-B-16-SigLIP"}, "is not a CLIP with open_clip's own ViT"),
         ({"pretrained": "missing.pt"}, "'missing.pt' is neither a weights file nor a tag of backbone tiny.json"),
@@ -242,13 +291,49 @@ def test_bad_models_are_refused(workdir, settings, message):
         load_clip(Config(**{**TINY, **settings}))
 
 
+@pytest.mark.parametrize(
+    "option", [{"block_type": "custom"}, {"scale_fc": True}, {"scale_attn": True}, {"qk_norm": True}]
+)
+@pytest.mark.parametrize("tower", ["vision_cfg", "text_cfg"])
+def test_unknown_kinds_of_block_are_refused(workdir, tower, option):
+    Path("other.json").write_text(json.dumps({**TINY_CLIP, tower: {**TINY_CLIP[tower], **option}}))
+    with pytest.raises(UserError, match=r"its transformer blocks \(CustomResidualAttentionBlock\) are not CLIP's"):
+        build_detector(Config(**{**TINY, "backbone": "other.json"}), NAMES)
+
+
+def test_another_mlp_is_refused(workdir):
+    visual = tiny()[0].visual
+    visual.transformer.resblocks[1].mlp.add_module("drop", nn.Dropout(0.1))
+    with pytest.raises(UserError, match=r"its transformer blocks \(ResidualAttentionBlock\) are not CLIP's"):
+        ImageTower(visual, Config())
+
+
+def test_a_named_backbone_is_one_row_and_is_pretrained_once(workdir, monkeypatch):
+    calls = []
+
+    def pretrain(*, progress: bool) -> dict[str, torch.Tensor]:
+        calls.append(progress)
+        return open_clip.CLIP(**TINY_CLIP).state_dict()
+
+    monkeypatch.setitem(models.clip.BACKBONES, "mine", models.clip.ClipBackbone(TINY_CLIP, pretrain, 3))
+    first, again = (load_clip(Config(backbone="mine"))[0].state_dict() for _ in range(2))
+    assert len(calls) == 1
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert Path("weights/mine-v3.pt").is_file()
+    monkeypatch.setitem(models.clip.BACKBONES, "mine", models.clip.ClipBackbone(TINY_CLIP, pretrain, 4))
+    load_clip(Config(backbone="mine"))
+    assert len(calls) == 2
+    monkeypatch.setitem(models.clip.BACKBONES, "small", models.clip.TimmBackbone("test_vit"))
+    assert build_classifier(Config(backbone="small", pretrained="none"), NAMES).head.out_features == 3
+
+
 def test_missing_weights_say_what_to_fetch_and_where_to_put_it(workdir, fails, monkeypatch):
     def no_network(*args, **kwargs):
         raise OSError("Name or service not known")
 
     monkeypatch.setattr("models.clip.download_pretrained", no_network)
     line = fails(main_phase1.main, *CLI, "backbone=ViT-B/16", "pretrained=openai")
-    assert "the weights 'openai' of ViT-B/16 are not here and could not be fetched (OSError): fetch http" in line
+    assert "the weights 'openai' of ViT-B/16 are missing and could not be downloaded (OSError): download http" in line
     assert "put it at weights/ViT-B-16.pt" in line
 
 
@@ -295,7 +380,7 @@ def test_timm_backbones_train(workdir, backbone):
 @pytest.mark.parametrize("build", [build_classifier, build_zero_shot, build_detector])
 @pytest.mark.parametrize("backbone", ["tiny.json", "test_resnet"])
 def test_half_precision_weights_take_float_images(workdir, build, backbone):
-    """What prec=fp16 runs on a GPU; images always come in float32."""
+    """As prec=fp16 does on a GPU; images are always float32."""
     if backbone != "tiny.json" and build is not build_classifier:
         pytest.skip("timm backbones are classifiers")
     model = build(Config(**{**TINY, "backbone": backbone}), NAMES).half()
@@ -343,7 +428,7 @@ def test_loaders_normalise_by_the_model_s_statistics(workdir):
     "settings, message",
     [
         ({"vpt_deep": True}, "backbone test_vit: vpt_deep adapts CLIP's image tower only"),
-        ({"pretrained": "laion"}, "'laion' is no weights file"),
+        ({"pretrained": "laion"}, "'laion' is not a weights file"),
         ({"pretrained": "none", "resolution": 4}, "resolution=4: backbone test_vit needs 32 pixels or more"),
         ({"pretrained": "other.pt"}, "weights of another architecture than backbone test_vit"),
     ],
@@ -361,5 +446,5 @@ def test_missing_timm_weights_say_what_to_fetch(workdir, monkeypatch):
         raise OSError("no route")
 
     monkeypatch.setattr(timm, "create_model", no_network)
-    with pytest.raises(UserError, match="the weights of resnet50.a1_in1k are not here .* pass pretrained=FILE"):
+    with pytest.raises(UserError, match="the weights of resnet50.a1_in1k are missing .* pass pretrained=FILE"):
         build_classifier(Config(backbone="resnet"), NAMES)

@@ -1,10 +1,9 @@
-"""What is faster or smaller gives what the plain way gives: prompts, rejected samples, parts, caches, compilation."""
+"""Faster or smaller computations equal the plain ones: prompts, rejected samples, micro-batches, caches, compilation."""
 
 from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -23,14 +22,13 @@ import datasets.images.files
 import main_baseline
 import main_phase1
 import main_phase2
-from benchmarks.measure import count_flops
 from datasets import build_data, build_loaders
 from datasets.images.cache import ImageCache
 from datasets.images.transforms import RECIPES, Recipe, random_crop
 from models import Detector, build_classifier, build_detector, peft
-from models.fast import activation as backward
-from models.fast.activation import linear, quick_gelu
+from models.fast.activation import quick_gelu
 from utils.config import Config
+from utils.selection.scores import SampleScores
 
 CLI = ("--cfg", "tiny.yaml", "epochs=1", "num_workers=0")
 NAMES = ["zero", "a much longer name of a class", "two words", "aquarium fish", "x"]
@@ -52,7 +50,7 @@ def assert_close(one: dict[str, Tensor], two: dict[str, Tensor], atol: float = 1
 
 
 def saved_bytes(forward) -> int:
-    """Bytes that autograd keeps for the way back, each storage once."""
+    """Bytes that autograd keeps for the backward pass, each storage once."""
     kept = {}
 
     def pack(x: Tensor) -> Tensor:
@@ -74,7 +72,7 @@ def tiny_detector(names: list[str], **settings) -> Detector:
 
 
 def full_sequences(detector: Detector) -> tuple[Tensor, Tensor]:
-    """The features as the paper has them: all 77 tokens of every prompt, explicit attention."""
+    """The features as in the paper: all 77 tokens of every prompt, explicit attention."""
     text, prompts = detector.text, detector.prompts
     mask = torch.full((77, 77), -torch.inf, dtype=torch.float64).triu(1)
 
@@ -144,6 +142,14 @@ def test_the_class_token_alone_gets_what_all_tokens_get(workdir, monkeypatch, se
         torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("settings", ADAPTERS, ids=str)
+def test_cls_only_attention_is_used_unless_an_adapter_changes_the_in_projection(workdir, monkeypatch, settings):
+    calls, original = [], peft.class_token_attention
+    monkeypatch.setattr(peft, "class_token_attention", lambda *args: (calls.append(1), original(*args))[1])
+    build_classifier(Config(backbone="tiny.json", pretrained="none", **settings), NAMES)(torch.randn(2, 3, 16, 16))
+    assert len(calls) == (0 if settings.keys() & {"lora", "ssf"} else 1)
+
+
 def test_quick_gelu_is_open_clips():
     x = torch.linspace(-8, 8, 101, dtype=torch.float64, requires_grad=True)
     results = []
@@ -154,11 +160,11 @@ def test_quick_gelu_is_open_clips():
         torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
 
 
-# -------------------------------------------------- samples that do not count
+# -------------------------------------------------- samples outside the loss
 
 
 def count_images(monkeypatch) -> list[int]:
-    """Images of every batch that a training step computes."""
+    """Numbers of images of which training steps compute features."""
     from models.peft import ImageTower
 
     seen, original = [], ImageTower.forward
@@ -208,72 +214,6 @@ def test_batch_norm_sees_whole_batches(workdir, monkeypatch):
     assert seen == [16] * len(seen)
 
 
-@pytest.fixture
-def narrow(monkeypatch):
-    """Layers as narrow as those of the tests count as wide ones."""
-    monkeypatch.setattr(backward, "WIDE", 1)
-
-
-@pytest.mark.usefixtures("narrow")
-@pytest.mark.parametrize("settings", [*ADAPTERS, {"bias_tuning": True}, {"class_token_position": "middle"}], ids=str)
-def test_what_the_loss_does_not_read_costs_nothing_on_the_way_back(workdir, monkeypatch, settings):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        detector = tiny_detector(NAMES, vpt_len=3, bottleneck=4, **settings).double()
-        for parameter in detector.parameters():
-            parameter.data.add_(torch.randn_like(parameter) / 10)
-        images = torch.randn(5, 3, 16, 16, dtype=torch.float64)
-    flops, gradients = [], []
-    for function in (linear, F.linear):
-        monkeypatch.setattr(peft, "linear", function)
-        detector.zero_grad()
-        logits_pos, logits_neg = detector(images)
-        loss = logits_pos[[1, 3]].square().sum() + logits_neg[:, 2].square().sum()
-        flops.append(count_flops(loss.backward))
-        gradients.append([p.grad for p in detector.parameters() if p.requires_grad])
-    assert flops[0] < 0.9 * flops[1]
-    for ours, plain in zip(*gradients):
-        torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9)
-        assert plain.abs().max() > 0
-
-
-@pytest.mark.usefixtures("narrow")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("read", [[], [2], [0, 3, 4], [0, 1, 2, 3, 4, 5]])
-def test_a_frozen_layer_goes_back_to_the_tokens_that_are_read(dtype, read):
-    weight, bias, values = torch.randn(4, 3), torch.randn(4), torch.randn(6, 3)
-    wanted = torch.zeros(6, 4)
-    wanted[read] = torch.randn(len(read), 4)
-    wanted[read[:1], 0] = torch.nan  # a loss that broke must be seen
-    results = []
-    for function in (linear, F.linear):
-        x = values.clone().requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
-            y = function(x.unflatten(0, (2, 3)), weight, bias)
-        assert y.dtype is dtype
-        results.append((count_flops(lambda: y.backward(wanted.to(dtype).view(2, 3, 4))), y, x.grad))
-    assert results[0][0] == len(read) * 2 * 4 * 3
-    for ours, plain in zip(*(result[1:] for result in results)):
-        torch.testing.assert_close(ours, plain, equal_nan=True)
-
-
-def test_a_narrow_layer_is_not_searched():
-    x = torch.randn(6, 3, requires_grad=True)
-    y = linear(x, torch.randn(4, 3), torch.randn(4))
-    assert count_flops(lambda: y.backward(torch.zeros(6, 4))) == 6 * 2 * 4 * 3
-
-
-@pytest.mark.usefixtures("narrow")
-def test_a_layer_that_learns_gets_its_gradients():
-    layer, x = nn.Linear(3, 4), torch.randn(2, 3, requires_grad=True)
-    linear(x, layer.weight, layer.bias).sum().backward()
-    assert layer.weight.grad.abs().max() > 0
-    layer.weight.requires_grad_(False)  # bias tuning
-    layer.zero_grad()
-    linear(x, layer.weight, layer.bias).sum().backward()
-    assert layer.bias.grad.equal(torch.full((4,), 2.0))
-
-
 # ------------------------------------------------------- less memory, same run
 
 
@@ -297,13 +237,12 @@ def test_saving_memory_saves_memory(workdir, settings, backbone):
     assert saved_bytes(lambda: small(images)) < 0.7 * saved_bytes(lambda: plain(images))
 
 
-def test_parts_of_batches_and_batch_norm_do_not_go_together(workdir, fails):
+def test_micro_batches_with_batch_norm_are_refused(workdir, fails):
     np.save("given.npy", np.ones(1297, dtype=bool))
     resnet = ["backbone=test_resnet", "pretrained=none", "vpt_deep=false", "finetune=true", "clean_set=given.npy"]
     assert "batch norm needs whole batches" in fails(main_phase2.main, *CLI, *resnet, "micro_batches=2")
 
 
-@pytest.mark.usefixtures("narrow")
 def test_compiled_towers_give_the_same_and_are_compiled_once(workdir, monkeypatch):
     """With a backend that only traces: a code generator would take minutes here."""
     compiled = []
@@ -421,14 +360,14 @@ def test_caches_that_cannot_be(tmp_path, monkeypatch):
 
 
 def together(n: int, script: str, *argv: str) -> None:
-    """Run a main as n processes, as a user does."""
+    """Run a main in n processes, with torchrun."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}"]
     done = subprocess.run([*launch, str(ROOT / script), *argv], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_two_processes_give_what_one_gives(workdir):
-    # visual: the prototypes, too, are made of both processes' shares
+    # visual: the prototypes, too, combine both processes' features
     common = [*CLI, "epochs=2", "batch_size=200", "prompts=visual"]
     main_phase1.main([*common, "output_dir=one", "clean_set=one.pt"])
     together(2, "main_phase1.py", *common, "output_dir=two", "clean_set=two.pt")
@@ -439,7 +378,7 @@ def test_two_processes_give_what_one_gives(workdir):
     assert_close(weights("one", "detector"), weights("two", "detector"))
     assert (Path("two") / "log.txt").read_text().count("epoch 2/2") == 1  # one process writes
 
-    # and one process goes on where two stopped
+    # and one process resumes where two stopped
     phase2 = [*CLI, "finetune=true", "vpt_deep=false", "clean_set=one.pt", "batch_size=200", "max_steps=3"]
     main_phase2.main([*phase2, "output_dir=whole"])
     together(2, "main_phase2.py", *phase2, "output_dir=parted")
@@ -475,7 +414,7 @@ def test_processes_with_unreadable_images(tmp_path, monkeypatch):
 
 
 def test_recipes_are_hashable():
-    """Statistics are kept on the device by recipe."""
+    """Statistics are kept on the device per recipe."""
     assert len(set(RECIPES.values())) > 3
 
 
@@ -498,53 +437,18 @@ def test_only_keeps_order_and_crops(workdir):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CPU has nothing to wait for")
 def test_steps_do_not_wait_for_the_device(workdir, monkeypatch):
     """Any wait inside an epoch's steps is an error; metrics are read after it."""
-    original = main_phase1.train_one_epoch
 
-    def watched(model, loader, step, *args, **options):
-        def guarded(batch):
+    def guarded(function):
+        def call(*args, **options):
             torch.cuda.set_sync_debug_mode("error")
             try:
-                return step(batch)
+                return function(*args, **options)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
 
-        return original(model, loader, guarded, *args, **options)
+        return call
 
-    monkeypatch.setattr(main_phase1, "train_one_epoch", watched)
+    calls = ((main_phase1, "complementary_labels"), (main_phase1.DeFT, "forward"), (SampleScores, "update"))
+    for owner, name in calls:
+        monkeypatch.setattr(owner, name, guarded(getattr(owner, name)))
     main_phase1.main([*CLI])
-
-
-# -------------------------------------------------------- memory of the step before
-
-PAGES = """
-import resource
-
-def pages_taken():
-    "Pages of 128 MiB that the system hands out."
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    bytearray(1 << 27)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-first = [pages_taken() for _ in range(3)]
-{keep}
-print("pages", min(first), min(pages_taken() for _ in range(5)))
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is not glibc's")
-@pytest.mark.parametrize(
-    "keep",
-    [
-        "from utils.allocator import keep_freed_memory; assert keep_freed_memory()",
-        "import main_phase1; main_phase1.main(['--cfg', 'tiny.yaml', 'max_steps=1', 'epochs=1', 'num_workers=0'])",
-    ],
-    ids=["asked", "a run on the CPU"],
-)
-def test_freed_memory_stays_for_the_next_step(workdir, keep):
-    program = [sys.executable, "-c", PAGES.format(keep=keep)]
-    done = subprocess.run(program, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    first, later = map(int, done.stdout.splitlines()[-1].split()[1:])
-    if first < 30_000:
-        pytest.skip("pages are huge here")
-    assert later < 100

@@ -1,4 +1,4 @@
-"""prompts=visual: prototypes that no wrong label votes for, class vectors fitted to them, and runs that use them."""
+"""prompts=visual: prototypes from confirmed labels, class vectors fitted to them, and runs that use them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 import main_phase1
 import main_small_loss
+import utils.passes
 from models import Detector, build_detector, fit_class_vectors
 from models.prompts import CLASS_VECTORS
 from utils.config import Config
@@ -35,7 +36,7 @@ def visual(n_classes: int = 3, **settings) -> Detector:
 
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
 @pytest.mark.parametrize("chunk", [0, 2])
-def test_vectors_that_are_a_name_s_tokens_say_what_the_name_says(workdir, position, chunk):
+def test_class_vectors_equal_to_a_name_s_tokens_give_its_features(workdir, position, chunk):
     names = ["a small red fox", "the old blue kite", "one very big fish"]
     settings = {"class_token_position": position, "text_chunk": chunk}
     named = build_detector(Config(**TINY, **settings), names).double()
@@ -56,7 +57,7 @@ def test_no_loss_moves_the_class_vectors(workdir, position):
     cfg = Config(**TINY, prompts="visual", class_token_position=position, vpt_deep=True)
     detector = build_detector(cfg, ["1", "2", "3"])
     y = torch.tensor([0, 1, 2])
-    out = main_phase1.deft_step(detector, random(3, 3, 16, 16), y, (y + 1) % 3, cfg, epoch=1)
+    out = main_phase1.DeFT(detector, cfg)(random(3, 3, 16, 16), y, (y + 1) % 3, epoch=1)
 
     def reached(loss: Tensor) -> set[str]:
         detector.zero_grad(set_to_none=True)
@@ -95,7 +96,7 @@ def test_fitting_brings_the_text_features_to_the_prototypes(workdir):
 
 
 def test_a_label_does_not_vote_for_itself():
-    """Labels without any meaning: each class's own mean confirms nearly all of them, others' samples one in ten."""
+    """Random labels: class means over all samples confirm nearly all of them, out of fold one in ten."""
     features = F.normalize(random(400, 1024), dim=1)
     labels = torch.arange(400) % 10
     means = F.normalize(F.one_hot(labels).float().T @ features, dim=1)
@@ -116,7 +117,7 @@ def test_prototypes_are_those_of_the_clean_samples():
     torch.testing.assert_close(prototypes, torch.stack(clean))
 
 
-def test_samples_nobody_saw_and_classes_with_few_samples():
+def test_unseen_samples_and_classes_with_few_samples():
     features = F.normalize(torch.eye(3)[torch.tensor([0, 0, 0, 1, 1, 1, 0])] + 0.01, dim=1)
     labels = torch.tensor([0, 0, 0, 1, 1, 1, 2])  # class 2: one sample, which looks like class 0; class 3: none
     features[2] = torch.nan
@@ -131,12 +132,12 @@ def test_samples_nobody_saw_and_classes_with_few_samples():
 
 
 def test_whole_runs(workdir, monkeypatch, capsys):
-    fitted, original = [], main_phase1.start_from_images
-    monkeypatch.setattr(main_phase1, "start_from_images", lambda *args: (fitted.append(1), original(*args)))
+    fitted, original = [], utils.passes.fit_class_vectors
+    monkeypatch.setattr(utils.passes, "fit_class_vectors", lambda *args: (fitted.append(1), original(*args))[1])
     for folder, epochs, *more in (("a", 2), ("b", 1), ("b", 2, "--resume")):
         paths = [f"output_dir={folder}", f"clean_set={folder}.pt"]
         main_phase1.main([*CLI, *paths, f"epochs={epochs}", *more])
-    assert len(fitted) == 2  # a run of its own fits the same, and going on fits nothing again
+    assert len(fitted) == 2  # another run fits the same; resuming does not fit again
     assert "confirmed out of fold" in capsys.readouterr().out
     states = [torch.load(f"{f}/checkpoint.pt", weights_only=True)["parts"]["detector"] for f in "ab"]
     for name, value in states[0].items():

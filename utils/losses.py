@@ -1,11 +1,15 @@
-"""Losses: tensors in, tensors out."""
+"""Losses: tensors in, tensors out. A training method of the baselines is one row of `LOSSES`."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.errors import UserError
 from utils.rng import sample_integers
 
 
@@ -17,11 +21,11 @@ def clean_probability(logits_pos: Tensor, logits_neg: Tensor) -> Tensor:
 def dual_prompt_loss(
     p_clean: Tensor, positive: Tensor, complementary: Tensor, *, positive_weight: float = 1.0
 ) -> Tensor:
-    """L_dp of Eq. 7: the label believed in should be clean, a random other class should not.
+    """L_dp of Eq. 7: the positive label should be clean, a random other class should not.
 
     Args:
         p_clean: [B, C].
-        positive: the label believed in, [B].
+        positive: the given label or, for a rejected sample, a pseudo-label, [B].
         complementary: a class other than the given label, [B].
         positive_weight: weight of the first term (0.25 for severe noise).
     """
@@ -31,7 +35,7 @@ def dual_prompt_loss(
 
 
 def complementary_labels(targets: Tensor, index: Tensor, n_classes: int, *, seed: int, epoch: int) -> Tensor:
-    """A uniformly random class other than the given one, for samples `index`; anew in every epoch. [B] -> [B]."""
+    """A uniformly random class other than the given one for samples `index`, different in every epoch. [B] -> [B]."""
     return (targets + 1 + sample_integers("complementary", seed, epoch, index, n_classes - 1)) % n_classes
 
 
@@ -41,7 +45,7 @@ def label_probability(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def masked_mean(losses: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the samples of a mask, [B] and bool [B]; 0 (with zero gradient) when there is none."""
+    """Mean over the samples of a mask, [B] and bool [B]; 0 (with zero gradient) for an empty mask."""
     return (losses * mask).sum() / mask.sum().clamp(min=1)
 
 
@@ -70,6 +74,8 @@ class EarlyLearningRegularisation(torch.nn.Module):
     The memory [N, C] is a buffer, so that it is saved and restored with the rest of the state.
     """
 
+    memory: Tensor
+
     def __init__(self, n_samples: int, n_classes: int, *, beta: float = 0.7, weight: float = 5.0) -> None:
         super().__init__()
         self.beta, self.weight = beta, weight
@@ -85,16 +91,33 @@ class EarlyLearningRegularisation(torch.nn.Module):
         return cross_entropy(logits, targets) + self.weight * (1 - agreement).log()
 
 
+# Each training method's loss of a sample: a function of logits and labels or, where it remembers the samples, a module
+# built from the numbers of samples and classes. GMM and TURN use it for the samples that they select.
+LOSSES: dict[str, Callable[..., Tensor] | type[torch.nn.Module]] = {
+    "CE": cross_entropy,
+    "ELR": EarlyLearningRegularisation,
+    "SCE": symmetric_cross_entropy,
+    "GMM": cross_entropy,
+    "GCE": generalised_cross_entropy,
+    "TURN": cross_entropy,
+}
+
+
 class Criterion(torch.nn.Module):
-    """The per-sample loss of a training method for noisy labels (GMM and TURN: of their chosen samples)."""
+    """The per-sample loss of a training method for noisy labels.
+
+    Raises:
+        UserError: unknown method.
+    """
 
     def __init__(self, method: str, n_samples: int, n_classes: int) -> None:
         super().__init__()
-        self.elr = EarlyLearningRegularisation(n_samples, n_classes) if method == "ELR" else None
-        self.loss = {"SCE": symmetric_cross_entropy, "GCE": generalised_cross_entropy}.get(method, cross_entropy)
+        if method not in LOSSES:
+            raise UserError(f"unknown training method '{method}'; choose one of {', '.join(LOSSES)}")
+        loss = LOSSES[method]
+        self.loss: Any = loss(n_samples, n_classes) if isinstance(loss, type) else loss
 
     def forward(self, logits: Tensor, targets: Tensor, index: Tensor) -> Tensor:
         """[B, C], labels [B] and sample numbers [B] -> losses [B]."""
-        if self.elr is not None:
-            return self.elr(logits.float(), targets, index)
-        return self.loss(logits.float(), targets)
+        remembered = (index,) if isinstance(self.loss, torch.nn.Module) else ()
+        return self.loss(logits.float(), targets, *remembered)

@@ -1,1 +1,1 @@
-"""Exact but faster pieces; each has a plain twin that tests compare it with."""
+"""Exact but faster pieces; tests compare each with its plain counterpart."""

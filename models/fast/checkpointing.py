@@ -1,4 +1,4 @@
-"""Less memory for more arithmetic: parts of a computation whose activations are computed again going backward."""
+"""Activation checkpointing: recompute activations in the backward pass instead of keeping them."""
 
 from __future__ import annotations
 
@@ -6,26 +6,21 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 
-def has_batch_statistics(module: nn.Module) -> bool:
-    """Whether the output for an image depends on the others of its batch (batch norm)."""
-    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
-
-
 def checkpointed(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    """`function(*args, **kwargs)`, keeping nothing of its inside for the way back."""
+    """`function(*args, **kwargs)` under activation checkpointing."""
     if not torch.is_grad_enabled():
         return function(*args, **kwargs)
     return checkpoint(function, *args, use_reentrant=False, **kwargs)
 
 
 def micro_batched(function: Callable[[Tensor], Tensor], x: Tensor, n: int) -> Tensor:
-    """`function(x)` in `n` parts of the batch, one part's activations at a time; exact, as what follows sees them all.
+    """`function(x)` in `n` parts of the batch, each under activation checkpointing; exact where samples are independent.
 
-    Of no images nothing is made, with zero gradients: not every backbone takes an empty batch.
+    An empty batch returns an empty tensor that still carries (zero) gradients: not every backbone takes one.
     """
     if not len(x):
         return function(x.new_zeros(1, *x.shape[1:]))[:0]
