@@ -7,9 +7,6 @@ import copy
 import difflib
 import json
 import logging
-import os
-import pickle
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +18,8 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
 from models import digits_clip
-from utils.config import Config
+from models.weights_file import read_state_dict, require_sha256
+from utils.config import DEFAULTS, Config
 from utils.errors import UserError, first_line
 from utils.files import write_atomically
 from utils.log import is_quiet, log, quiet_downloads
@@ -165,6 +163,10 @@ def _weights(cfg: Config, name: str) -> dict[str, Tensor] | None:
         return read_state_dict(Path(cfg.pretrained))
     row = BACKBONES.get(cfg.backbone)
     if isinstance(row, ClipBackbone) and row.pretrain is not None:
+        if cfg.pretrained != DEFAULTS["pretrained"]:
+            raise UserError(
+                f"pretrained: '{cfg.pretrained}' is not a weights file; leave the key out for the weights that backbone {cfg.backbone} makes itself, or 'none' for random weights"
+            )
         return _pretrained_here(cfg, row.pretrain, row.recipe)
     if not name or cfg.pretrained not in list_pretrained_tags_by_model(name):
         tags = f"; tags of {cfg.backbone}: {', '.join(list_pretrained_tags_by_model(name)[:8])}" if name else ""
@@ -176,6 +178,7 @@ def _weights(cfg: Config, name: str) -> dict[str, Tensor] | None:
     ]
     for path in by_hand:
         if cfg.pretrained == "openai" and path.is_file():
+            require_sha256(path, get_pretrained_cfg(name, "openai").get("url", ""))
             return read_state_dict(path)
     return _download(cfg, name)
 
@@ -217,37 +220,6 @@ def _pretrained_here(cfg: Config, pretrain: Callable[..., dict[str, Tensor]], re
         state = pretrain(progress=not is_quiet())
         write_atomically(path, lambda file: torch.save(state, file))
     return read_state_dict(path)
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Weights from an open_clip state dict or checkpoint, an OpenAI TorchScript archive, or a safetensors file.
-
-    Raises:
-        UserError: not a weights file.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = _read_torch_file(path)
-    except Exception as error:  # a damaged archive may fail anywhere
-        raise UserError(f"{path}: cannot be read as weights ({first_line(error)})") from None
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UserError(f"{path}: holds no state dict (names and tensors)")
-    state = {k.removeprefix("module."): v for k, v in state.items()}
-    return {k: v for k, v in state.items() if k not in ("input_resolution", "context_length", "vocab_size")}
-
-
-def _read_torch_file(path: Path) -> dict[str, Any]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about TorchScript, the format of OpenAI's files, which torch deprecates
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, pickle.UnpicklingError):
-            return dict(torch.jit.load(os.fspath(path), map_location="cpu").state_dict())
 
 
 def _load_weights(clip: open_clip.CLIP, state: dict[str, Tensor], cfg: Config) -> None:

@@ -9,9 +9,10 @@ import timm
 from torch import Tensor, nn
 
 from models.classifier import LinearHead, has_batch_statistics
-from models.clip import BACKBONES, TimmBackbone, quiet_hub, read_state_dict, require_same_architecture
+from models.clip import BACKBONES, TimmBackbone, quiet_hub, require_same_architecture
 from models.fast.checkpointing import micro_batched
 from models.peft import ADAPTERS
+from models.weights_file import read_state_dict
 from utils.config import Config
 from utils.errors import UserError
 from utils.log import log, quiet_downloads

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +40,29 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         _check_entry(path, name, value)
     state = {name.removeprefix("module."): value for name, value in state.items()}
     return {name: value for name, value in state.items() if name not in FACTS}
+
+
+def require_sha256(path: Path, url: str) -> None:
+    """Refuse an OpenAI archive whose content is not what its published download address names.
+
+    Args:
+        url: .../<sha256>/<file>, as OpenAI publishes its weights. State dicts, which others made of them, have none.
+
+    Raises:
+        UserError: another sha256.
+    """
+    published = next((part for part in url.split("/") if re.fullmatch(r"[0-9a-f]{64}", part)), None)
+    if published is None or not _is_torchscript(path):
+        return
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    found = digest.hexdigest()
+    if found != published:
+        raise UserError(
+            f"{path}: not the archive that OpenAI published (its sha256 begins with {found[:12]}, not {published[:12]}): download it again, or pass it as pretrained={path} to use it all the same"
+        )
 
 
 def _check_entry(path: Path, name: Any, value: Any) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from models.weights_file import read_state_dict
+import main_phase2
+import main_small_loss
+from models.weights_file import read_state_dict, require_sha256
 from utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -120,3 +124,36 @@ def test_a_pickle_is_refused(tmp_path):
     torch.save({"w": Path}, path)
     with pytest.raises(UserError, match="cannot be read as weights"):
         read_state_dict(path)
+
+
+def test_an_archive_put_in_openai_s_place_must_be_openai_s(tmp_path):
+    path = archive(f"{tmp_path}/ViT-B-16.pt")
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    require_sha256(path, f"https://host/clip/models/{sha256}/ViT-B-16.pt")
+    with pytest.raises(UserError, match=f"not the archive that OpenAI published .its sha256 begins with {sha256[:12]}"):
+        require_sha256(path, f"https://host/clip/models/{'0' * 64}/ViT-B-16.pt")
+    torch.save({"w": torch.ones(1)}, path)  # a state dict that someone made of it
+    require_sha256(path, f"https://host/clip/models/{'0' * 64}/ViT-B-16.pt")
+
+
+def test_the_published_address_is_asked(workdir, fails):
+    """Of a run that finds an archive under the name of OpenAI's."""
+    Path("weights").mkdir()
+    archive("weights/ViT-B-16.pt")
+    said = fails(main_small_loss.main, "--cfg", "tiny.yaml", "backbone=ViT-B/16", "pretrained=openai")
+    assert "weights/ViT-B-16.pt: not the archive that OpenAI published" in said
+
+
+@pytest.mark.parametrize("backbone", ["digits", "ViT-B/16", "tiny.json", "resnet"])
+def test_a_weights_file_that_is_not_there_is_refused(workdir, fails, backbone):
+    np.save("set.npy", np.arange(1297) % 3 > 0)
+    said = fails(
+        main_phase2.main,
+        "--cfg",
+        "tiny.yaml",
+        f"backbone={backbone}",
+        "pretrained=gone.pt",
+        "vpt_deep=false",
+        "clean_set=set.npy",
+    )
+    assert "pretrained: 'gone.pt'" in said
