@@ -105,7 +105,7 @@ Verdict = tuple[np.ndarray, np.ndarray]  # score of each label, low = suspicious
 
 @cli
 def main(argv: list[str] | None = None) -> None:
-    """Run what is not done yet and print the table."""
+    """Compute the missing results and print the table."""
     cfg, noises, seeds, methods = read_arguments(argv)
     rows = ["| noise | method | F1 | average precision | recall at budget | seconds |", "|---|---|---|---|---|---|"]
     for noise in noises:

@@ -217,7 +217,7 @@ def leaves(tree: dict, depth: int) -> Iterator[tuple]:
 def on_digits(source: Job | str) -> Job:
     """The same job on the handwritten digits and their backbone, with `idn0.4` for real-world noise.
 
-    Label-match's selection stands in for those that other methods made elsewhere.
+    Label-match's selection replaces those of other methods, made elsewhere.
     """
     if isinstance(source, str):
         return detection("Label-match", "digits", "idn0.4")

@@ -14,11 +14,11 @@ from utils.config import Config
 @pytest.fixture
 def easy(monkeypatch) -> np.ndarray:
     """Frozen features of ten far heaps, with 30 of 300 labels wrong; returns which are right."""
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     true = np.arange(300) % 10
     given = true.copy()
     given[:30] = (true[:30] + 1 + np.arange(30) % 9) % 10
-    features = 10 * np.eye(10)[true] + chance.normal(size=(300, 10))
+    features = 10 * np.eye(10)[true] + rng.normal(size=(300, 10))
     monkeypatch.setattr(compare, "frozen_features", lambda cfg: (features, given))
     return given == true
 

@@ -1,4 +1,4 @@
-"""export.py: what other tools read from it, what it refuses, and that it never overwrites."""
+"""export.py: output that other tools can read, refusals, and that nothing is overwritten."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_cleanlab_trains_on_what_is_no_issue(runs):
     model.fit(pixels, labels, label_issues=issues)
     suspects = np.array([sample.is_suspect for sample in samples])
     assert np.array_equal(seen[-1], pixels[~suspects])
-    assert suspects.sum() == round(0.4 * 384)  # of the three batches that were looked at
+    assert suspects.sum() == round(0.4 * 384)  # of the three batches that were scored
     with pytest.raises(ValueError, match="must match"):  # cleanlab compares the labels
         model.fit(pixels, np.roll(labels, 1), label_issues=issues)
 
@@ -251,7 +251,7 @@ def test_ids_that_lead_elsewhere_are_refused(runs, fails, name):
     assert not Path("out").exists()
 
 
-# ---------------------------------------------------------------- what it refuses
+# ---------------------------------------------------------------- refusals
 
 
 def arguments(name: str, tool: str, *more: str, out: str = "out") -> list[str]:

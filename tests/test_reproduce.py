@@ -1,4 +1,4 @@
-"""The paper's tables: every number has its commands, what is done is not run again, and what is missing says why."""
+"""The paper's tables: every number has its commands, finished runs are not repeated, missing numbers are explained."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def test_a_script_reads_no_other_keys_than_declared(workdir, read, script, words
     importlib.import_module(script).main([*TINY, *words])
     undeclared = {name for name in read if not is_read(name, script)} - DEFAULT_ELSEWHERE
     assert not undeclared
-    assert {"dataset", "lr", "seed", "output_dir"} <= read
+    assert {"dataset", "seed", "output_dir"} <= read
 
 
 def test_every_key_has_readers_and_an_effect():

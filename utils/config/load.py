@@ -42,7 +42,7 @@ class SettingsError(UserError):
 
 @dataclass
 class CommandLine:
-    """The words of a command line: the settings file, (key, text) of flags and overrides, and what is wrong."""
+    """The words of a command line: the settings file, (key, text) of flags and overrides, and the problems."""
 
     cfg: str | None = None
     flags: list[tuple[str, str]] = field(default_factory=list)
@@ -133,7 +133,7 @@ def _from_file(path: str, script: str, problems: list[str]) -> dict[str, Any]:
 
 
 def _valid(where: str, pairs: Pairs, problems: list[str]) -> dict[str, Any]:
-    """The pairs that are valid, under their keys' present names; what is wrong with the others joins `problems`."""
+    """The valid pairs, under their keys' present names; the faults of the others are added to `problems`."""
     values: dict[str, Any] = {}
     names: dict[str, str] = {}  # under which each key was given
     for given, value in pairs:
