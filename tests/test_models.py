@@ -349,8 +349,8 @@ def test_vit_b16_at_224_takes_two_steps_of_both_phases(workdir):
     """The paper's own architecture at random initialisation, with images of real digits at full size."""
     import main_phase2
 
-    common = ["--cfg", "tiny.yaml", "backbone=ViT-B/16", "n_ctx=16", "batch_size=2", "max_steps=2", "epochs=1"]
-    first = main_phase1.main([*common, "vpt_len=20"])
+    common = ["--cfg", "tiny.yaml", "backbone=ViT-B/16", "batch_size=2", "max_steps=2", "epochs=1"]
+    first = main_phase1.main([*common, "n_ctx=16", "vpt_len=20"])
     torch.save(torch.ones(1297, dtype=torch.bool), "all.pt")
     second = main_phase2.main([*common, "vpt_deep=false", "finetune=true", "clean_set=all.pt", "lr=5e-4"])
     assert first["n_samples"] == second["n_samples"] == 1297

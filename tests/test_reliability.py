@@ -79,7 +79,7 @@ def test_stopped_at_any_moment_a_run_ends_the_same(inputs, monkeypatch, capsys, 
             with pytest.raises(SystemExit) as stop:
                 main(command(name, folder))
         assert stop.value.code == 143
-        assert "stopped by SIGTERM; to go on: python " in capsys.readouterr().err
+        assert "stopped by SIGTERM; to resume: python " in capsys.readouterr().err
         main([*command(name, folder), "--resume"])
         assert outcome(folder) == outcome("whole"), moment
 
