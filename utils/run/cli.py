@@ -36,12 +36,12 @@ def cli(main: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(main)
-    def wrapper(argv: list[str] | None = None, *args: Any) -> Any:
+    def wrapper(argv: list[str] | None = None, *args: Any, **kwargs: Any) -> Any:
         with contextlib.suppress(AttributeError, ValueError):  # not every replacement of a stream has it
             sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] # file names need not be UTF-8
         try:
             with stop_signals():
-                return main(argv, *args)
+                return main(argv, *args, **kwargs)
         except SettingsError as error:
             _refuse(*error.problems)
         except UserError as error:
