@@ -52,13 +52,13 @@ def test_a_good_cifar_runs(workdir):
 
 def test_missing_data_folder(workdir, fails):
     line = fails(main_phase1.main, *CIFAR)
-    assert "cifar100: looked for the official python version in here/cifar-100-python: there is no such folder" in line
+    assert "cifar100: looked for the official python version in here/cifar-100-python: no such directory" in line
     assert "download=true" in line
 
 
 def test_incomplete_data_folder(workdir, fails):
     (write_cifar100(workdir / "here") / "test").unlink()
-    assert "it lacks test" in fails(main_phase1.main, *CIFAR)
+    assert "without test; put it there" in fails(main_phase1.main, *CIFAR)
 
 
 def test_no_network(workdir, fails, monkeypatch):
@@ -70,7 +70,7 @@ def test_no_network(workdir, fails, monkeypatch):
     monkeypatch.setitem(datasets.readers.cifar.ARCHIVES, "cifar100", no_network)
     no_network.url = "https://example.org/cifar.tar.gz"
     line = fails(main_phase1.main, *CIFAR, "download=true")
-    assert "could not be fetched (OSError): unpack https://example.org/cifar.tar.gz there by hand" in line
+    assert "could not be downloaded (OSError); unpack https://example.org/cifar.tar.gz there" in line
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,8 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets import build_data
+from datasets import build_data, stored_noise
 from datasets.noise import instance_dependent_noise, synthetic_noise
-from datasets.noise_file import noisy_labels
 from utils.config import Config
 from utils.errors import UserError
 
@@ -113,15 +112,15 @@ class TestStoredNoise:
 
     def test_is_drawn_once(self, tmp_path):
         cfg = Config(data_root=str(tmp_path))
-        first = noisy_labels(cfg, self.labels, self.draw)
-        again = noisy_labels(cfg, self.labels, lambda: pytest.fail("drawn twice"))
+        first = stored_noise(cfg, self.labels, self.draw)
+        again = stored_noise(cfg, self.labels, lambda: pytest.fail("drawn twice"))
         assert (first == again).all()
         assert (tmp_path / "noise" / "digits_sym0.4_seed0.npz").is_file()
 
     def test_falls_back_to_the_output_folder(self, tmp_path):
         (tmp_path / "file").write_text("")
         cfg = Config(data_root=str(tmp_path / "file"), output_dir=str(tmp_path / "out"))
-        noisy_labels(cfg, self.labels, self.draw)
+        stored_noise(cfg, self.labels, self.draw)
         assert (tmp_path / "out" / "noise" / "digits_sym0.4_seed0.npz").is_file()
 
     @pytest.mark.parametrize(
@@ -134,21 +133,21 @@ class TestStoredNoise:
     )
     def test_of_other_noise_is_refused(self, tmp_path, change, message):
         place = {"noise_file": str(tmp_path / "n.npz")}
-        noisy_labels(Config(**place), self.labels, self.draw)
+        stored_noise(Config(**place), self.labels, self.draw)
         with pytest.raises(UserError, match=message):
-            noisy_labels(Config(**place, **change), self.labels, self.draw)
+            stored_noise(Config(**place, **change), self.labels, self.draw)
 
     def test_of_other_labels_is_refused(self, tmp_path):
         cfg = Config(noise_file=str(tmp_path / "n.npz"))
-        noisy_labels(cfg, self.labels, self.draw)
+        stored_noise(cfg, self.labels, self.draw)
         with pytest.raises(UserError, match="it is for other true labels"):
-            noisy_labels(cfg, self.labels[::-1], self.draw)
+            stored_noise(cfg, self.labels[::-1], self.draw)
 
     @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"nonsense", lambda b: b""])
     def test_damaged_is_refused(self, tmp_path, damage):
         path: Path = tmp_path / "n.npz"
         cfg = Config(noise_file=str(path))
-        noisy_labels(cfg, self.labels, self.draw)
+        stored_noise(cfg, self.labels, self.draw)
         path.write_bytes(damage(path.read_bytes()))
         with pytest.raises(UserError, match="cannot be read"):
-            noisy_labels(cfg, self.labels, self.draw)
+            stored_noise(cfg, self.labels, self.draw)

@@ -26,11 +26,12 @@ import main_phase2
 from benchmarks.measure import count_flops
 from datasets import build_data, build_loaders
 from datasets.images.cache import ImageCache
-from datasets.images.transforms import RECIPES, Recipe, random_crop
+from datasets.images.transforms import random_crop
 from models import Detector, build_classifier, build_detector, peft
 from models.fast import activation as backward
 from models.fast.activation import linear, quick_gelu
 from utils.config import Config
+from utils.config.catalog import DATASETS, Recipe
 
 CLI = ("--cfg", "tiny.yaml", "epochs=1", "num_workers=0")
 NAMES = ["zero", "a much longer name of a class", "two words", "aquarium fish", "x"]
@@ -476,7 +477,7 @@ def test_processes_with_unreadable_images(tmp_path, monkeypatch):
 
 def test_recipes_are_hashable():
     """Statistics are kept on the device by recipe."""
-    assert len(set(RECIPES.values())) > 3
+    assert len({row.recipe for row in DATASETS.values()}) > 3
 
 
 def test_only_keeps_order_and_crops(workdir):
