@@ -30,7 +30,7 @@ from datasets.readers.clothing1m import balanced_subset
 from datasets.readers.layout import check_files
 from datasets.readers.splits import Listing
 from utils.config import Config
-from utils.config.catalog import DATASETS, Recipe
+from utils.config.catalog import DATASETS, Recipe, accepted, resolve
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -111,6 +111,16 @@ def test_ids_labels_names_and_noise(disk, dataset, tmp_path):
         assert test.given.equal(test.true)
         assert test.noise == "clean"
     assert set(data.extra_tests) == ({"imagenet"} if dataset == "webvision" else set())
+
+
+@pytest.mark.parametrize("dataset", CLASSES)
+def test_readers_need_no_config(disk, dataset):
+    root, written = disk
+    reader = resolve(DATASETS[dataset].reader)
+    splits = reader(root, **accepted(reader, {"num_samples": 0, "dataset": dataset}))
+    expected = [expected_label(dataset, value) for value in written[dataset].values()]
+    assert sorted(splits.train.labels.tolist()) == sorted(expected)
+    assert splits.test is not None
 
 
 @pytest.mark.parametrize("dataset", FILE_SETS)
@@ -690,7 +700,7 @@ CASES = {
     "clothing: no label": (
         CLOTHING,
         edit("noisy_label_kv.txt", r"^images/3/0/3\.jpg 3\n", ""),
-        [r"no label for 'images/3/0/3\.jpg', which noisy_train_key_list"],
+        [r"no label for 'images/3/0/3\.jpg' of noisy_train_key_list"],
     ),
     "clothing: label 14": (
         CLOTHING,
@@ -796,7 +806,7 @@ def test_bad_input_says_what_to_do(case, tmp_path):
         (remove("cars_test_annos_withlabels.mat"), "looked for cars_test_annos_withlabels.mat in .*devkit and"),
         (remove("devkit/cars_meta.mat"), "looked for cars_meta.mat"),
         (empty("devkit/cars_train_annos.mat"), "'annotations' cannot be read"),
-        (remove("cars_train/00007.jpg"), r"cars_train_annos.mat names cars_train/00007\.jpg, not to be found"),
+        (remove("cars_train/00007.jpg"), r"cars_train_annos.mat names cars_train/00007\.jpg, not found in"),
         (
             lambda f: shutil.copy(f / "devkit/cars_meta.mat", f / "devkit/cars_train_annos.mat"),
             "'annotations' cannot be read",

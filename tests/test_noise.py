@@ -96,6 +96,18 @@ def test_synthetic_noise_properties(mode, ratio, n_classes, seed):
     assert (noisy == synthetic_noise(labels, n_classes, mode, ratio, seed)).all()
 
 
+@pytest.mark.parametrize("mode", ["pairflip", "symmetric", "real", ""])
+def test_an_unknown_mode_raises(mode):
+    with pytest.raises(ValueError, match=f"unknown noise mode '{mode}': expected one of sym, asym, str, idn"):
+        synthetic_noise(small_labels(), 20, mode, 0.4, 0)
+
+
+def test_an_unknown_mode_is_not_stored(tmp_path):
+    with pytest.raises(ValueError, match="unknown noise mode 'pairflip'"):
+        build_data(Config(data_root=str(tmp_path), noise_mode="pairflip"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_instance_dependent_rate_and_memory_of_one_class():
     noisy = instance_dependent_noise(small_labels(), 20, 0.3, 0, small_pixels)
     assert (noisy != small_labels()).mean() == pytest.approx(0.3, abs=0.03)
@@ -151,3 +163,10 @@ class TestStoredNoise:
         path.write_bytes(damage(path.read_bytes()))
         with pytest.raises(UserError, match="cannot be read"):
             stored_noise(cfg, self.labels, self.draw)
+
+    def test_is_announced_when_drawn_and_when_read(self, tmp_path, capsys):
+        path = tmp_path / "n.npz"
+        for verb in ("drawn and stored in", "read from"):
+            stored_noise(Config(noise_file=str(path), seed=3), self.labels, self.draw)
+            (line,) = capsys.readouterr().out.splitlines()
+            assert line == f"noisy labels {verb} {path}: sym noise, ratio 0.4, seed 3, 50 of 50 labels are wrong"

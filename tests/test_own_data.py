@@ -529,7 +529,7 @@ def test_bad_folders(workdir, fails, problem, argv, message):
         ("nul", (), "table=labels.csv, line 2: "),
         ("unknown label", ("class_names=[cat, dog]",), "line 10: label 'cow' is not one of the 2 classes (cat, dog, ...)"),
         ("too high", ("class_names=[cat, dog]",), "line 3: invalid label '2': expected an integer in [0, 1]"),
-        ("latin", (), "table=labels.csv: the text is not UTF-8; save it as UTF-8"),
+        ("latin", (), "table=labels.csv: not UTF-8 text; save it as UTF-8"),
         ("no column", (), "expected a column 'label' (or target, class, class_name, category), found path, tag"),
         ("ambiguous", (), "columns 'file' and 'image' could both be 'path'; rename one"),
         ("empty", (), "expected a column 'path' (or file,"),
