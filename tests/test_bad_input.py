@@ -1,4 +1,4 @@
-"""What a user gets wrong about data, models and files: one line that says what, where and what to do; exit code 2."""
+"""Bad data, models and files: one line with the problem, the place and the next step; exit code 2."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CIFAR = (*TINY, "dataset=cifar100", "data_root=here", "download=false")
 
 
 def write_cifar100(root: Path, n: int = 40) -> Path:
-    """A tiny CIFAR-100 in the official layout."""
+    """Write a tiny CIFAR-100 in the official layout."""
     folder = root / "cifar-100-python"
     folder.mkdir(parents=True)
     rng = np.random.RandomState(0)

@@ -1,4 +1,4 @@
-"""The data sets that are read from files: layouts, labels, noise, transforms, workers, and what bad input says."""
+"""The data sets that are read from files: layouts, labels, noise, transforms, workers, and messages for bad input."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ WRITERS = {
 
 
 def taking(size: int) -> SimpleNamespace:
-    """What loaders need of a model that takes images of `size` pixels."""
+    """A stand-in for a model that takes images of `size` pixels."""
     return SimpleNamespace(image_size=size, statistics=None)
 
 
@@ -71,16 +71,16 @@ def settings(dataset: str, root: Path, **keys) -> Config:
 
 @pytest.fixture(scope="module")
 def disk(tmp_path_factory) -> tuple[Path, dict[str, dict]]:
-    """A data root with every data set, not to be written to, and what each holds."""
+    """A read-only data root with every data set, and the contents of each."""
     root = tmp_path_factory.mktemp("data")
     return root, fixtures.write_all(root)
 
 
-# ------------------------------------------------------------ what is read
+# ----------------------------------------------------------------- readers
 
 
 def expected_label(dataset: str, value: str | int) -> int:
-    """The label of a fixture's class, by rules of its own."""
+    """The label of a fixture's class, computed without the code under test."""
     if dataset == "tiny_imagenet":
         return sorted(fixtures.WNIDS).index(value)
     return fixtures.shipped(dataset).index(value) if isinstance(value, str) else value
@@ -137,10 +137,10 @@ def test_root_may_be_the_folder_itself(disk, dataset, tmp_path):
 def test_tiny_imagenet_test_split_in_every_layout(tmp_path, layout):
     fixtures.write_tiny_imagenet(tmp_path, layout=layout, n_train=1)
     if layout == "val":
-        (tmp_path / "tiny-imagenet-200/val/images").mkdir()  # the usual scripts leave it behind, empty
+        (tmp_path / "tiny-imagenet-200/val/images").mkdir()  # the usual scripts leave it empty
     data = build_data(settings("tiny_imagenet", tmp_path))
     by_file = {name.split("/")[-1]: label for name, label in zip(data.test.ids, data.test.given.tolist())}
-    assert by_file == {f"val_{i}.JPEG": 199 - i for i in range(200)}  # the fixture writes the classes backwards
+    assert by_file == {f"val_{i}.JPEG": 199 - i for i in range(200)}  # the fixture writes the classes in reverse order
 
 
 def test_tiny_imagenet_names_follow_the_wordnet_ids():
@@ -174,7 +174,7 @@ def test_cars_devkit_maps_classes_by_name(tmp_path):
     assert {i: names[label] for i, label in zip(data.train.ids, data.train.given.tolist())} == written
     assert sorted(data.test.given.tolist()) == list(range(196))
     assert data.test.ids[1] == "cars_test/00002.jpg"
-    assert names[data.test.given[1]] == names[2]  # the fixture's devkit counts the even ones first
+    assert names[data.test.given[1]] == names[2]  # the fixture's devkit numbers the even ones first
 
 
 def test_cars_folders_may_have_underscores(tmp_path):
@@ -220,7 +220,7 @@ def test_human_labels_are_real_noise_whatever_the_mode(disk, tmp_path):
 
 
 def noise_by_hand(labels: list[int], n_classes: int, mode: str, ratio: float, *, shuffle: bool) -> list[int]:
-    """The draws as the paper's scripts make them, written down a second time."""
+    """The draws of the paper's scripts, implemented a second time."""
     rng = random.Random(0)
     order = list(range(len(labels)))
     rng.shuffle(order)
@@ -274,7 +274,7 @@ SHAPES = [(300, 200), (90, 200), (17, 23), (64, 64)]
 
 
 def reference_resize(dataset: str, size: int, *, train: bool) -> list:
-    """The table of the paper's transforms in torchvision's words, for a model of `size` pixels."""
+    """The paper's transforms in torchvision, for a model with `size` input pixels."""
     large = round(size * 256 / 224)
     if dataset == "clothing1m":
         return [tv.Resize(large)]
@@ -287,8 +287,8 @@ def eval_crop(image: Image.Image, recipe: Recipe, size: int) -> Image.Image:
     return crop_file(resize_file(image, recipe, size, training=False), size, seed=0, epoch=None, index=0)
 
 
-def train_crop(image: Image.Image, recipe: Recipe, size: int, **chance: int) -> Image.Image:
-    return crop_file(resize_file(image, recipe, size, training=True), size, **chance)
+def train_crop(image: Image.Image, recipe: Recipe, size: int, **stream: int) -> Image.Image:
+    return crop_file(resize_file(image, recipe, size, training=True), size, **stream)
 
 
 @pytest.mark.parametrize("size", [224, 32])
@@ -320,7 +320,7 @@ def test_train_crop_is_a_window_of_torchvisions_resize(dataset, tmp_path):
 
 
 def test_recipes_normalise_with_the_papers_numbers(disk):
-    """The whole way of one image: decoded, resized, normalised; in training also cropped, and mirrored half the time."""
+    """One image end to end: decoded, resized, normalised; in training also cropped, and mirrored half the time."""
     imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     clip = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
     moments = {
@@ -362,7 +362,7 @@ def test_every_colour_mode_becomes_rgb(tmp_path, mode):
 
 
 def read(paths: list[Path], recipe: Recipe = DATASETS["clothing1m"].recipe) -> tuple:
-    """A batch of these files as a worker makes it, under the test transform for 16 pixels."""
+    """A batch of these files as read by a worker, with the test transform for 16 pixels."""
     return BatchReader(recipe, 16, 0, {})[ReadRequest([*range(len(paths))], [str(path) for path in paths], None)]
 
 
@@ -379,7 +379,7 @@ def test_workers_change_nothing(disk):
     state = torch.get_rng_state()
     alone = passes(settings("webvision", disk[0], batch_size=16), data)
     pair = passes(settings("webvision", disk[0], batch_size=16, num_workers=2), data)
-    assert torch.get_rng_state().equal(state)  # reading draws from no one's generator
+    assert torch.get_rng_state().equal(state)  # reading leaves the global generator alone
     assert len(alone) == len(pair) == 3 * 7 + 4
     for one, two in zip(alone, pair):
         assert all(a.equal(b) for a, b in zip(one, two))
@@ -401,11 +401,11 @@ def test_crops_depend_on_sample_and_epoch_not_on_the_batch(disk):
     assert not images(50, 1).equal(images(50, 2))
 
 
-def test_what_workers_are_given_can_be_sent_to_a_new_process(disk):
+def test_worker_arguments_can_be_pickled(disk):
     cfg = settings("webvision", disk[0], num_workers=2)
     loader = build_loaders(cfg, build_data(cfg), taking(16), CPU)[0]
     sent = pickle.dumps((loader.source.reader.dataset, identity))
-    assert len(sent) < 1000  # and it does not grow with the data set
+    assert len(sent) < 1000  # independent of the size of the data set
 
 
 def test_one_pass_at_a_time(disk):
@@ -431,7 +431,7 @@ def test_max_steps_and_worker_count(disk):
 
 @pytest.fixture
 def damaged(tmp_path) -> tuple[Path, list[str]]:
-    """WebVision with a truncated file, a text, an empty file, and one that vanished after the lists were checked."""
+    """WebVision with a truncated file, a text file, an empty file, and one to delete after the lists were checked."""
     fixtures.write_webvision(tmp_path)
     folder = tmp_path / "webvision"
     names = [f"google/q{c:04d}/{c}_0.jpg" for c in (3, 4, 5, 6)]
@@ -442,7 +442,7 @@ def damaged(tmp_path) -> tuple[Path, list[str]]:
 
 
 def complaint(run: Callable[[], object]) -> str:
-    """The message of the UserError that `run` ends with. (pytest.raises would keep the frames, and workers, alive.)"""
+    """The message of the UserError of `run`. (pytest.raises would keep the frames, and so the workers, alive.)"""
     try:
         run()
     except UserError as error:
@@ -562,7 +562,7 @@ def test_only_the_subsets_files_are_looked_for(tmp_path, monkeypatch):
     keys = (tmp_path / "clothing1m/noisy_train_key_list.txt").read_text().split()
     for name in set(keys) - chosen:
         (tmp_path / "clothing1m" / name).unlink()
-    monkeypatch.setattr(os, "stat", lambda *a, **k: pytest.fail("looked at a single file"))
+    monkeypatch.setattr(os, "stat", lambda *a, **k: pytest.fail("called for a single file"))
     listing = Listing(tmp_path / "clothing1m", sorted(chosen), np.zeros(14, dtype=np.int64))
     check_files(listing, Path("list"))
     monkeypatch.undo()
@@ -571,7 +571,7 @@ def test_only_the_subsets_files_are_looked_for(tmp_path, monkeypatch):
         build_data(settings("clothing1m", tmp_path, num_samples=0))
 
 
-# ------------------------------------------------------- what bad input says
+# --------------------------------------------------- messages for bad input
 
 
 def edit(path: str, pattern: str, replacement: str) -> Callable[[Path], None]:
@@ -603,7 +603,7 @@ def empty(path: str) -> Callable[[Path], None]:
 
 TINY, CARS, CUB, CLOTHING, WEB = FILE_SETS
 CASES = {
-    # a data set, what is done to its folder, what the message must say
+    # data set, damage to its folder, parts of the message
     "tiny: folder deeper": (TINY, "deeper", ["looked for train in", "one folder deeper; set data_root="]),
     "tiny: still packed": (
         TINY,
@@ -760,7 +760,7 @@ CASES = {
 
 
 def special_damage(kind: str, root: Path, folder: Path) -> Path:
-    """Damage that is more than a change inside the folder; returns the data root to use."""
+    """Damage the folder as a whole; returns the data root to use."""
     if kind == "deeper":
         shutil.move(folder, root / "moving")
         folder.mkdir()
@@ -784,7 +784,7 @@ def special_damage(kind: str, root: Path, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_bad_input_says_what_to_do(case, tmp_path):
+def test_messages_for_bad_input(case, tmp_path):
     dataset, damage, fragments = CASES[case]
     root = tmp_path / "data"
     WRITERS[dataset](root)
@@ -813,7 +813,7 @@ def test_bad_input_says_what_to_do(case, tmp_path):
         ),
     ],
 )
-def test_bad_devkit_says_what_to_do(damage, fragment, tmp_path):
+def test_messages_for_a_bad_devkit(damage, fragment, tmp_path):
     fixtures.write_cars(tmp_path, layout="devkit", n_train=1)
     damage(tmp_path / "stanford_cars")
     with pytest.raises(UserError, match=fragment) as error:
@@ -847,7 +847,7 @@ def test_noise_that_a_data_set_does_not_have(disk, dataset, mode, fragment):
         build_data(settings(dataset, disk[0], noise_mode=mode))
 
 
-def test_hidden_files_are_no_samples(tmp_path):
+def test_hidden_files_are_not_samples(tmp_path):
     fixtures.write_cars(tmp_path, n_train=1)
     folder = tmp_path / "stanford_cars/train"
     (folder / "Audi R8 Coupe 2012" / "._00000.jpg").write_bytes(b"macOS")

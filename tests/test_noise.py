@@ -115,7 +115,7 @@ def test_instance_dependent_rate_and_memory_of_one_class():
 
 
 class TestStoredNoise:
-    """The file is made once, read afterwards, and refused when it belongs to something else."""
+    """The file is written once, read from then on, and refused if it belongs to other data or noise."""
 
     labels = np.arange(50) % 10
 

@@ -1,4 +1,4 @@
-"""The user's own images: folders and tables, their names, runs without a test split, corrections, and what bad input says."""
+"""Images of the user: folders and tables, class names, runs without a test split, corrections, messages for bad input."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ODD_NAMES = ["naïve café", "日本語", '"quoted" it\'s', "<script>", "a,b; c"
 
 
 def write_folder(root: str | Path, classes=("cat", "dog"), n: int = 4) -> list[str]:
-    """`n` images a class; returns their ids, sorted."""
+    """Write `n` images per class; returns their sorted ids."""
     ids = sorted(f"{name}/{i}.png" for name in classes for i in range(n))
     for name in ids:
         write_image(Path(root) / name)
@@ -70,7 +70,7 @@ PLAIN = [("path", "label"), *((f"{name}/{i}.png", name) for name in ("cat", "dog
 # ------------------------------------------------------------------ folders
 
 
-def test_a_folder_a_class(workdir, capsys):
+def test_one_folder_per_class(workdir, capsys):
     for name in ("dog/a.PNG", "dog/deep/er/b.JpEg", "cat/c.webp", "cat/d.bmp", "cat/e.jpg"):
         write_image(Path("own") / name)
     for name in ("dog/notes.txt", "dog/.hidden.png", "dog/.git/x.png", ".cache/y.png", "loose.png", "docs/readme.md"):
@@ -231,7 +231,7 @@ def test_a_name_that_is_a_number_is_taken_for_the_name(workdir):
 
 
 def test_listing_opens_no_image_and_is_linear(workdir, monkeypatch):
-    """100,000 rows in folders of 1,000; a look at each folder, not at each file."""
+    """100,000 rows in folders of 1,000: one listing per folder, no access per file."""
     for i in range(100):
         Path(f"own/{i:02d}").mkdir(parents=True)
         Path(f"own/{i:02d}/000.png").touch()
@@ -305,7 +305,7 @@ def test_prompts_serve_every_data_set(workdir):
     assert data.prompt_names[3] == "three"
 
 
-def test_codes_are_warned_of(workdir, capsys):
+def test_warns_of_codes(workdir, capsys):
     found = ["n01440764", "class_3", "Class 3", "0", "007", "A12", "label-4", "id42"]
     words = ["cat", "golden retriever", "Audi A4", "Boeing 747", "three", "日本語", "Q", "B", "classical", "top 10"]
     assert code_like([*found, *words]) == found
@@ -394,7 +394,7 @@ def test_recipes(workdir):
     clip = build_data(settings("folder")).recipe
     assert (clip.mean[0], clip.keep_aspect, clip.center_crop, clip.flip) == (0.48145466, True, True, True)
     digits = build_data(settings("folder", backbone="digits")).recipe
-    assert (digits.mean[0], digits.flip) == (0.5, False)  # a mirrored 2 is no 2
+    assert (digits.mean[0], digits.flip) == (0.5, False)  # a mirrored 2 is not a 2
     assert build_data(settings("folder", flip=False)).recipe.flip is False
     assert build_data(settings("folder", backbone="digits", flip=True)).recipe.flip is True
     assert build_data(Config(flip=True)).recipe.flip is True
@@ -413,7 +413,7 @@ def test_small_images(workdir, size, mode):
 
 
 def fix(name: str):
-    """Things to be wrong with, by name: each prepares the working folder."""
+    """Prepare the working directory with the problem `name`."""
 
     def rows(*extra):
         return lambda: write_rows("labels.csv", *PLAIN, *extra)
