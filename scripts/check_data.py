@@ -30,6 +30,7 @@ from datasets.base import labels_sha256  # noqa: E402
 from utils.config import REAL_NOISE, Config, load_config  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 from utils.files import write_text  # noqa: E402
+from utils.log import show  # noqa: E402
 from utils.metrics import selection_quality  # noqa: E402
 from utils.run.cli import cli  # noqa: E402
 from utils.selection.selected_set import clean_set_path, load_clean_set  # noqa: E402
@@ -68,6 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     if {"-h", "--help"} & set(argv):
         print(__doc__)
     cfg = replace(load_config([a for a in argv if a != "--write-fingerprints"], script="check_data"), download=False)
+    show(quiet=True)  # one line per check, without those of reading the data
     if "--write-fingerprints" in argv:
         write_fingerprints(cfg)
         return

@@ -38,7 +38,7 @@ def published(tmp_path_factory) -> Path:
         monkeypatch.chdir(folder)
         believe(monkeypatch)
         write_cifar(Path("here"), "cifar100", n_train=1000)
-        shutil.copy(ROOT / "datasets" / "class_names" / "cifar100.txt", "names.txt")
+        shutil.copy(ROOT / "datasets" / "readers" / "class_names" / "cifar100.txt", "names.txt")
         Path("tiny.yaml").write_text("dataset: cifar100\n")
         check_data.main([*SYM, "--write-fingerprints"])
     return folder
