@@ -45,11 +45,12 @@ class DatasetRow:
     Attributes:
         reader: "module:function". Its parameters are `root` (the data root) and keys of the config, which it gets by
             name; it returns `datasets.readers.splits.Splits`.
-        n_classes: None if the class names or, without them, the train labels decide.
+        n_classes: None for the largest train label + 1; for images of the user, the number of class names.
         noise: synthetic: the labels on disk are the true ones, and noise is drawn; real: they are noisy themselves;
             own: images of the user, whose labels count as noisy and whose reader names the classes.
         human_labels: "module:function" of noisy labels that come with clean ones: (root, dataset, n) -> int64 [n].
-        names: class names file in datasets/readers/class_names, without suffix; empty: the data set's name.
+        names: file in datasets/readers/class_names without suffix, if the reader returns no class names; empty: the name
+            of the data set.
         undefined_noise: noise modes that the paper does not define for it.
         shuffle_classes, structured_to_next: variants of the noise draws (`datasets.noise`).
     """
