@@ -29,14 +29,15 @@ from benchmarks.measure import (
     saved_bytes,
     timed,
 )
-from datasets.base import NoisyImages, array_ids, as_images, shipped_names
-from datasets.images.transforms import RECIPES
+from datasets.base import NoisyImages, array_ids, as_images
 from datasets.loader import Batch, Loader
 from datasets.noise import instance_dependent_noise, synthetic_noise
+from datasets.readers.names import shipped_names
 from main_phase1 import deft_step
 from models import Detector, build_classifier, build_detector
 from models.clip import load_clip
 from utils.config import Config
+from utils.config.catalog import DATASETS
 from utils.engine import build_optimizer, build_schedule, train_one_epoch
 from utils.errors import UserError
 from utils.losses import complementary_labels, cross_entropy, masked_mean
@@ -45,7 +46,7 @@ from utils.run.run import Run, start_run
 from utils.run.signals import defer_signals
 from utils.selection.scores import SampleScores
 
-RECIPE = RECIPES["cifar100"]
+RECIPE = DATASETS["cifar100"].recipe
 MEAN_STD = (RECIPE.mean, RECIPE.std)
 AFTER_WARMUP = 2  # epoch
 GUARDED = 1000  # steps that guards are timed over

@@ -45,7 +45,7 @@ import numpy as np
 from datasets import Data, build_data
 from datasets.base import labels_sha256
 from utils.files import write_text
-from utils.log import log
+from utils.log import log, show
 from utils.metrics import selection_quality
 from utils.selection.selected_set import clean_set_path, load_clean_set
 
@@ -80,6 +80,7 @@ class Finding(NamedTuple):
 def main(argv: list[str] | None = None) -> None:
     """Print one line per check; exit code 2 if one found a fault."""
     cfg, writes = read_settings(argv)
+    show(quiet=True)  # one line per check, without those of reading the data
     if writes:
         write_fingerprints(cfg)
         return

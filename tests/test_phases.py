@@ -299,9 +299,10 @@ def test_phase2_trains_on_selected_samples_only(workdir):
     assert Path("data/noise/digits_sym0.4_seed0.npz").is_file()
     common = [*TINY, "finetune=true", "epochs=1", "clean_set=given.npy"]
     first = main_phase2.main([*common, "output_dir=a"])
-    from datasets.noise_file import noisy_labels
+    from datasets.noise_file import Noise, noisy_labels
 
-    noisy_labels(Config(noise_file="other.npz"), data.train.true.numpy(), lambda: other)
+    noise = Noise("digits", "sym", 0.4, 0)
+    noisy_labels(noise, data.train.true.numpy(), lambda: other, paths=[Path("other.npz")])
     second = main_phase2.main([*common, "output_dir=b", "noise_file=other.npz"])
     third = main_phase2.main([*common, "output_dir=c", "seed=0", "noise_ratio=0.2"])
     assert first["last_accuracy"] == second["last_accuracy"]

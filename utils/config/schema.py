@@ -13,12 +13,14 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any, get_type_hints
 
-NOISE_MODES = ("sym", "asym", "str", "idn", "real")
-# Data of the user's own, which no protocol binds.
-OWN_DATA = ("image_folder", "image_table")
-# Labels that are wrong by nature; `noise_mode` and `noise_ratio` do not apply to these.
-REAL_NOISE = ("cifar10n", "cifar100n", "clothing1m", "webvision", *OWN_DATA)
-DATASETS = ("digits", "cifar10", "cifar100", "tiny_imagenet", "stanford_cars", "cub-200-2011", *REAL_NOISE)
+from utils.config import catalog
+
+DATASETS = tuple(catalog.DATASETS)
+NOISE_MODES = (*catalog.NOISE, "real")
+# Images of the user, to which no protocol applies.
+OWN_DATA = tuple(name for name, row in catalog.DATASETS.items() if row.noise == "own")
+# Data sets whose labels are noisy themselves; `noise_mode` and `noise_ratio` do not apply to these.
+REAL_NOISE = tuple(name for name, row in catalog.DATASETS.items() if row.noise != "synthetic")
 
 # What each script does, as `read_by` of the keys names it.
 SCRIPTS = {
