@@ -25,7 +25,7 @@ from benchmarks.workload import (
 )
 from datasets import Batch, Data, Loader
 from main_phase1 import DeFT
-from models import build_detector
+from models import Detector, build_detector
 from utils.engine import Epoch, build_optimizer, build_schedule
 from utils.losses import complementary_labels
 from utils.run.guards import LossGuard
@@ -45,14 +45,16 @@ def safety(bench: Bench) -> Iterator[Case]:
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         places = {"output_dir": folder, "clean_set": f"{folder}/selected.pt"}
         cfg = bench.config(prec="amp", batch_size=batch, epochs=AFTER_WARMUP, device=bench.device.type, **places)
+        data = Data(train, None, class_names(n_classes), RECIPE)
+        detector = build_detector(cfg, data.class_names)
         with contextlib.redirect_stdout(io.StringIO()):
-            run = stack.enter_context(start_run(cfg, "main_phase1", Data(train, None, class_names(n_classes), RECIPE)))
-        yield _case(run, our_loader(bench, train, batch, image_size(bench)), n_classes)
+            run = stack.enter_context(start_run(cfg, "main_phase1", data))
+        yield _case(run, detector, our_loader(bench, train, batch, image_size(bench)), n_classes)
 
 
-def _case(run: Run, loader: Loader, n_classes: int) -> Case:
+def _case(run: Run, detector: Detector, loader: Loader, n_classes: int) -> Case:
     cfg, measured = run.cfg, len(loader)
-    deft = DeFT(run.prepare(build_detector(cfg, class_names(n_classes))), cfg)
+    deft = DeFT(run.prepare(detector), cfg)
     optimizer = build_optimizer(cfg, deft)
     scores = SampleScores(50_000, None).to(run.device)
     schedule = build_schedule("cosine", optimizer, cfg.epochs)

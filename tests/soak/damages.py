@@ -6,6 +6,7 @@ import contextlib
 import json
 import pickle
 import random
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -158,6 +159,7 @@ def damage_files(rng: random.Random, tries: int) -> tuple[Table, list[str]]:
 
 def _try_damaged(kind: Kind, content: bytes, argv: list[str], folder: Path, good: object) -> tuple[str, str]:
     """(column of the table, description of a failure or "") of one trial."""
+    shutil.rmtree("out", ignore_errors=True)
     with replaced(Path(kind.path), content):
         state, errors = try_main(kind.main, argv)
         found = result(folder) if state == "ran" else None
