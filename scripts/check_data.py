@@ -45,7 +45,7 @@ import numpy as np
 from datasets import Data, build_data
 from datasets.base import labels_sha256
 from utils.files import write_text
-from utils.log import log, show
+from utils.log import show
 from utils.metrics import selection_quality
 from utils.selection.selected_set import clean_set_path, load_clean_set
 
@@ -228,7 +228,7 @@ def write_fingerprints(cfg: Config) -> None:
         result[name] = {"sha256": labels_sha256(given)}
         if mode == "idn":  # products of large matrices: another machine may round a draw to the other side
             result[name]["blocks"] = " ".join(block_hashes(given))
-        log.info(f"{name} {result[name]['sha256']}")
+        print(name, result[name]["sha256"], flush=True)
     every = json.loads(FINGERPRINTS.read_text(encoding="utf-8")) if FINGERPRINTS.is_file() else {}
     every[cfg.dataset] = result
     write_text(FINGERPRINTS, as_json(every))
