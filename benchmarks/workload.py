@@ -15,16 +15,17 @@ from torch.utils.data import DataLoader
 
 from benchmarks import naive
 from benchmarks.measure import Numbers
-from datasets.base import NoisyImages, array_ids, as_images, shipped_names
-from datasets.images.transforms import RECIPES
+from datasets.base import NoisyImages, array_ids, as_images
 from datasets.loader import Loader
+from datasets.readers.names import shipped_names
 from models import Detector, build_detector
 from models.clip import load_clip
 from utils.config import Config
+from utils.config.catalog import DATASETS
 from utils.errors import UserError
 from utils.run.run import Run
 
-RECIPE = RECIPES["cifar100"]
+RECIPE = DATASETS["cifar100"].recipe
 MEAN_STD = (RECIPE.mean, RECIPE.std)
 AFTER_WARMUP = 2  # epoch
 Step = Callable[[], Numbers]

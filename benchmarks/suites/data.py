@@ -96,6 +96,7 @@ def image_input(bench: Bench) -> Iterator[Case]:
 
 def _check_images(bench: Bench, data: NoisyImages, size: int) -> tuple[Numbers, Numbers]:
     """Grey levels of eight test images, and of two training images beside the naive side's closest result."""
+    assert isinstance(data.images, Tensor)
     few = dataclasses.replace(data, ids=data.ids[:8], images=data.images[:8], given=data.given[:8], true=data.given[:8])
     loader = our_loader(bench, few, 8, size)
     test = torch.cat([images for images, _, _ in naive_loader(bench, few, 8, size, train=False)])
