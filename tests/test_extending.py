@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, TINY_CLIP
 
 from datasets import build_data
@@ -20,26 +21,43 @@ from datasets.readers.splits import Arrays, Splits
 from utils.config import TYPES, Config
 from utils.config.catalog import DATASETS, NOISE, DatasetRow, Recipe, resolve
 
-GUIDE = ROOT / "CONTRIBUTING-data.md"
-BLOCK = re.compile(r"^```python\n# (?P<path>\S+\.py)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+GUIDE = ROOT / "CONTRIBUTING.md"
+BLOCK = re.compile(
+    r"^```python\n# (?P<path>\S+\.py)(, below (?P<above>\w+))?\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+)
+TINY = "backbone: tiny.json\npretrained: none\nvpt_deep: true\nvpt_len: 2\nepochs: 1\nmax_steps: 2\n"
 
 
 # --------------------------------------------------------- the worked examples
 
 
-@pytest.fixture
-def extended(tmp_path) -> Path:
-    """A copy of the project in which each code block of the guide is at the end of the file that it names."""
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory) -> Path:
+    """A copy of the project with each code block of the guide in the file that it names: at its end, or below a line."""
+    copy = tmp_path_factory.mktemp("extended")
     for name in ("datasets", "utils", "models"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "main_phase1.py", tmp_path)
-    rooms = ("datasets/", "utils/config/catalog.py")
-    blocks = [b for b in BLOCK.finditer(GUIDE.read_text(encoding="utf-8")) if b["path"].startswith(rooms)]
-    assert len(blocks) == 4
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for main in ROOT.glob("main_*.py"):
+        shutil.copy(main, copy)
+    blocks = list(BLOCK.finditer(GUIDE.read_text(encoding="utf-8")))
+    assert len(blocks) == 9
     for block in blocks:
-        with (tmp_path / block["path"]).open("a", encoding="utf-8") as file:
-            file.write("\n\n" + block["code"])
-    return tmp_path
+        path = copy / block["path"]
+        path.touch()
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        below = [i for i, line in enumerate(lines, 1) if line.startswith(f"    {block['above']}: ")]
+        lines[slice(*(below or [len(lines)]) * 2)] = [*([] if below else ["\n\n"]), block["code"]]
+        path.write_text("".join(lines), encoding="utf-8")
+    (copy / "tiny.json").write_text(json.dumps(TINY_CLIP))
+    (copy / "tiny.yaml").write_text(TINY)
+    return copy
+
+
+def run(copy: Path, *command: str) -> str:
+    """Run a script of the copy; returns what it printed."""
+    done = subprocess.run([sys.executable, *command], cwd=copy, env=os.environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def write_kmnist(root: Path) -> np.ndarray:
@@ -55,21 +73,45 @@ def write_kmnist(root: Path) -> np.ndarray:
 
 def test_the_guide_s_data_set_and_noise_mode_run(extended):
     labels = write_kmnist(extended / "data" / "kmnist")
-    (extended / "tiny.json").write_text(json.dumps(TINY_CLIP))
-    (extended / "tiny.yaml").write_text(
-        "backbone: tiny.json\npretrained: none\nvpt_deep: true\nvpt_len: 2\nepochs: 1\n"
-    )
-    command = [sys.executable, "main_phase1.py", "--cfg", "tiny.yaml", "dataset=kmnist"]
-    command += ["--noise_mode", "pairs", "--noise_ratio", "0.4"]
-    result = subprocess.run(command, cwd=extended, env=os.environ, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert "noisy labels drawn and stored in data/noise/kmnist_pairs0.4_seed0.npz" in result.stdout
+    noise = ("--noise_mode", "pairs", "--noise_ratio", "0.4")
+    printed = run(extended, "main_phase1.py", "--cfg", "tiny.yaml", "dataset=kmnist", *noise)
+    assert "noisy labels drawn and stored in data/noise/kmnist_pairs0.4_seed0.npz" in printed
     stored = np.load(extended / "data/noise/kmnist_pairs0.4_seed0.npz")["labels"]
     changed = stored != labels
     assert changed.sum() == 24
     assert (stored[changed] == labels[changed] ^ 1).all()
     assert (extended / "phase1/kmnist/pairs0.4.pt").is_file()
     assert "tsu" in (extended / "output/main_phase1/kmnist/pairs0.4/seed0/samples.csv").read_text()
+
+
+def test_the_guide_s_adapter_runs(extended):
+    common = ("main_phase1.py", "--cfg", "tiny.yaml", "lora_k=true")
+    assert "lora_k" in run(extended, "main_phase1.py", "--help")
+    run(extended, *common)
+    state = torch.load(extended / "output/main_phase1/digits/sym0.4/seed0/checkpoint.pt", weights_only=True)
+    trained = {name: value for name, value in state["parts"]["detector"].items() if "lora_k" in name}
+    assert trained.keys() == {f"tower.adapters.{i}.lora_k.k.lora_{m}" for i in range(2) for m in "AB"}
+    assert all(value.any() for value in trained.values())  # B starts at zero and has learned in every block
+    timm = (
+        "--cfg",
+        "tiny.yaml",
+        "lora_k=true",
+        "backbone=resnet18",
+        "vpt_deep=false",
+        "clean_set=phase1/digits/sym0.4.pt",
+    )
+    refused = subprocess.run([sys.executable, "main_phase2.py", *timm], cwd=extended, capture_output=True, text=True)
+    assert "lora_k adapts CLIP" in refused.stderr
+
+
+def test_the_guide_s_loss_and_backbones_run(extended):
+    run(extended, "main_baseline.py", "--cfg", "tiny.yaml", "--lnl_methods", "MAE")
+    metrics = extended / "output/main_baseline/digits/sym0.4/seed0/metrics.jsonl"
+    assert 1.7 < json.loads(metrics.read_text())["loss"] < 1.9  # 2 - 2 / 10 before anything is learned
+    again = ("backbone=untrained", "pretrained=openai", "output_dir=untrained")
+    assert "pretraining backbone 'untrained'" in run(extended, "main_baseline.py", "--cfg", "tiny.yaml", *again)
+    small = ("backbone=vit-small", "resolution=32", "vpt_deep=false", "output_dir=small")
+    run(extended, "main_baseline.py", "--cfg", "tiny.yaml", *small)
 
 
 # ------------------------------------------------------------------ the tables

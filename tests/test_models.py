@@ -19,7 +19,7 @@ from models import build_classifier, build_detector, build_zero_shot, parameter_
 from models.clip import load_clip
 from models.peft import BlockAdapter, ImageTower, LowRank
 from models.prompts import TextTower, encode_text
-from utils.config import Config
+from utils.config import LIMITS, Config
 from utils.errors import UserError
 
 NAMES = ["apple", "aquarium_fish", "kite (bird of prey)"]
@@ -96,7 +96,7 @@ class WithKeyLoRA(Config):
 
 @pytest.mark.parametrize("partial", [0, 1])
 def test_a_new_adapter_is_one_class_and_one_row_and_works_in_every_block(workdir, monkeypatch, partial):
-    monkeypatch.setitem(peft.ADAPTERS, "lora_k", KeyLoRA)
+    monkeypatch.setitem(LIMITS, "lora_k", {"adapter": "test_models:KeyLoRA"})
     tower = ImageTower(tiny()[0].visual, WithKeyLoRA(partial=partial)).double()
     with torch.no_grad():
         for parameter in tower.adapters.parameters():  # B starts at zero
@@ -116,7 +116,7 @@ def test_a_new_adapter_is_one_class_and_one_row_and_works_in_every_block(workdir
 
 
 def test_every_adapter_is_a_key_of_the_settings(workdir, fails):
-    assert {type(getattr(Config(), name)) for name in peft.ADAPTERS} == {bool}
+    assert {type(getattr(Config(), name)) for name in peft.adapter_classes()} == {bool}
     assert "unknown key 'adaptorformer'; did you mean 'adaptformer'?" in fails(
         main_phase1.main, *CLI, "adaptorformer=true"
     )

@@ -102,6 +102,17 @@ NOISE: dict[str, str] = {
     "idn": "datasets.noise:instance_dependent_noise",
 }
 
+# Training methods of the baselines: the loss of a sample, a function (logits [B, C], labels [B]) -> [B] or, where it
+# remembers the samples, a module class (n_samples, n_classes). GMM and TURN use it for the samples that they select.
+METHODS: dict[str, str] = {
+    "CE": "utils.losses:cross_entropy",
+    "ELR": "utils.losses:EarlyLearningRegularisation",
+    "SCE": "utils.losses:symmetric_cross_entropy",
+    "GMM": "utils.losses:cross_entropy",
+    "GCE": "utils.losses:generalised_cross_entropy",
+    "TURN": "utils.losses:cross_entropy",
+}
+
 
 def resolve(reference: str) -> Callable[..., Any]:
     """Import the function of a reference "module:function"."""

@@ -49,6 +49,7 @@ def setting(
     below: float = math.inf,
     pattern: str = "",
     alias: str = "",
+    adapter: str = "",
 ) -> Any:
     """A key of the settings.
 
@@ -107,10 +108,10 @@ class Config:
     vpt_deep: bool = setting(False, "prompt tokens at every block (VPT-deep)")
     vpt_shallow: bool = setting(False, "prompt tokens at the first block only (VPT-shallow)")
     vpt_len: int = setting(20, "prompt tokens per block", low=1, high=10_000)
-    lora: bool = setting(False, "LoRA on the queries and values")
-    adapter: bool = setting(False, "bottleneck adapter after the MLP (Houlsby et al.)")
-    adaptformer: bool = setting(False, "bottleneck adapter parallel to the MLP (AdaptFormer)")
-    ssf: bool = setting(False, "scale and shift the output of every linear layer (SSF)")
+    ssf: bool = setting(False, "scale and shift the output of every linear layer (SSF)", adapter="models.peft:SSF")
+    lora: bool = setting(False, "LoRA on the queries and values", adapter="models.peft:LoRA")
+    adapter: bool = setting(False, "bottleneck adapter after the MLP (Houlsby et al.)", adapter="models.peft:Adapter")
+    adaptformer: bool = setting(False, "bottleneck adapter parallel to the MLP (AdaptFormer)", adapter="models.peft:AdaptFormer")
     bottleneck: int = setting(8, "rank or inner width of LoRA, Adapter and AdaptFormer", low=1, high=10_000)
     n_ctx: int = setting(16, "learnable context vectors of each prompt", **PHASE1, low=1, high=64)
     prompts: str = setting("names", "the class in its prompts: its name, or visual, vectors learned from its images for names that mean nothing", choices=("names", "visual"))
@@ -120,7 +121,7 @@ class Config:
     epochs: int = setting(10, "passes over the train set", low=1)
     warmup: int = setting(1, "number of first epochs that train on every sample", **VERDICTS, low=0)
     batch_size: int = setting(64, "samples per step", low=1)
-    lnl_methods: str = setting("CE", "training method of the baselines", read_by="train", choices=("CE", "ELR", "SCE", "GMM", "GCE", "TURN"))
+    lnl_methods: str = setting("CE", "training method of the baselines", read_by="train", choices=tuple(catalog.METHODS))
     strategy: str = setting("small_loss", "detection rule of main_small_loss", read_by="select", choices=("small_loss", "label_match"))
     optimizer: str = setting("sgd", "optimizer", choices=("sgd", "adamw"))
     lr: float = setting(3e-2, "learning rate", low=0)
