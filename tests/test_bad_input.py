@@ -6,6 +6,7 @@ import pickle
 import sys
 from pathlib import Path
 
+import fixtures
 import numpy as np
 import open_clip
 import pytest
@@ -21,6 +22,7 @@ TINY = ("--cfg", "tiny.yaml", "max_steps=1", "epochs=1")
 CIFAR = (*TINY, "dataset=cifar100", "data_root=here", "download=false")
 
 
+<<<<<<< HEAD
 def write_cifar100(root: Path, n: int = 40) -> Path:
     """Write a tiny CIFAR-100 in the official layout."""
     folder = root / "cifar-100-python"
@@ -34,6 +36,13 @@ def write_cifar100(root: Path, n: int = 40) -> Path:
         }
         (folder / name).write_bytes(pickle.dumps(content, protocol=2))
     return folder
+=======
+def write_cifar100(root: Path) -> Path:
+    """A tiny CIFAR-100 in the official layout, without human labels."""
+    fixtures.write_cifar(root, "cifar100", n_train=40)
+    (root / "CIFAR-100_human.pt").unlink()
+    return root / "cifar-100-python"
+>>>>>>> habits
 
 
 class Evil:

@@ -25,8 +25,8 @@ import main_real_phase1
 import main_small_loss
 from datasets import Data, NoisyImages
 from datasets.images.files import read_image
-from datasets.images.transforms import RECIPES
 from datasets.thumbnails import thumbnails
+from utils.config.catalog import DATASETS
 from utils.report import page as page_module
 from utils.report import report
 from utils.report.audit import Audit
@@ -44,7 +44,7 @@ HISTORY = [
 
 
 def data_of(train: NoisyImages, names: list[str]) -> Data:
-    return Data(train, None, names, RECIPES["image_folder"])
+    return Data(train, None, names, DATASETS["image_folder"].recipe)
 
 
 def pets(n: int = 40, *, truth: bool = True, ids: list[str] | None = None, names: list[str] | None = None) -> Data:

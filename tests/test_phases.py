@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import lines, rows, without_times
 from sklearn.metrics import precision_score, recall_score
 
 import main_baseline
@@ -26,19 +26,6 @@ from utils.engine import Epoch
 TINY = ("--cfg", "tiny.yaml", "--noise_mode", "sym", "--noise_ratio", "0.4")
 RUN = Path("output/main_phase1/digits/sym0.4/seed0")
 MASK = Path("phase1/digits/sym0.4.pt")
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def without_times(metrics: list[dict]) -> list[dict]:
-    return [{k: v for k, v in line.items() if k != "train_seconds"} for line in metrics]
 
 
 def test_both_phases_write_what_they_promise(workdir):
