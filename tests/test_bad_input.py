@@ -22,27 +22,11 @@ TINY = ("--cfg", "tiny.yaml", "max_steps=1", "epochs=1")
 CIFAR = (*TINY, "dataset=cifar100", "data_root=here", "download=false")
 
 
-<<<<<<< HEAD
-def write_cifar100(root: Path, n: int = 40) -> Path:
-    """Write a tiny CIFAR-100 in the official layout."""
-    folder = root / "cifar-100-python"
-    folder.mkdir(parents=True)
-    rng = np.random.RandomState(0)
-    for name in ("train", "test"):
-        content = {
-            b"data": rng.randint(0, 256, (n, 3072)).astype(np.uint8),
-            b"fine_labels": [i % 100 for i in range(n)],
-            b"coarse_labels": [0] * n,
-        }
-        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
-    return folder
-=======
 def write_cifar100(root: Path) -> Path:
-    """A tiny CIFAR-100 in the official layout, without human labels."""
+    """Write a tiny CIFAR-100 in the official layout, without human labels."""
     fixtures.write_cifar(root, "cifar100", n_train=40)
     (root / "CIFAR-100_human.pt").unlink()
     return root / "cifar-100-python"
->>>>>>> habits
 
 
 class Evil:
