@@ -255,9 +255,8 @@ def test_help(capsys, monkeypatch, script, columns):
 
 
 def test_every_key_is_read():
-    code = "\n".join(
-        p.read_text() for folder in ("", "models", "datasets", "utils") for p in (ROOT / folder).glob("**/*.py")
-    )
+    files = [*ROOT.glob("*.py"), *(p for room in ("models", "datasets", "utils") for p in (ROOT / room).rglob("*.py"))]
+    code = "\n".join(path.read_text(encoding="utf-8") for path in files)
     by_readers = {name for row in DATASETS.values() for name in inspect.signature(resolve(row.reader)).parameters}
     for field in dataclasses.fields(Config):
         assert (

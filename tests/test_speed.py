@@ -347,7 +347,7 @@ def test_a_cache_serves_workers_and_whole_runs(tmp_path, monkeypatch):
 def test_caches_that_cannot_be(tmp_path, monkeypatch):
     from utils.errors import UserError
 
-    with pytest.raises(UserError, match="more memory than there is: use cache=disk"):
+    with pytest.raises(UserError, match="more than this machine has; use cache=disk"):
         ImageCache(10**9, 224, keep_aspect=False, path=None)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="choose another cache_dir"):
