@@ -11,10 +11,10 @@ from utils.run.cli import answer_early, cli
 
 answer_early(__name__, "main_small_loss")
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from datasets import Batch, Data, Loader, build_data, build_loaders
-from models import build_classifier, build_zero_shot, parameter_table
+from models import LinearHead, ZeroShot, build_classifier, build_zero_shot, parameter_table
 from utils.engine import Epoch, build_optimizer, build_schedule, evaluate, map_batches
 from utils.errors import UserError
 from utils.log import log
@@ -36,18 +36,18 @@ def main(argv: list[str] | None = None) -> dict:
             "prompts=visual: label_match is CLIP's own prediction from class names, and trains no prompts; use prompts=names, or main_phase1"
         )
     data = build_data(cfg)
-    build, select = {
-        "small_loss": (build_classifier, small_loss),
-        "label_match": (build_zero_shot, label_match),
-    }[cfg.strategy]
-    model = build(cfg, data.prompt_names)
+    model: LinearHead | ZeroShot
+    model = (build_classifier if cfg.strategy == "small_loss" else build_zero_shot)(cfg, data.prompt_names)
     with start_run(cfg, "main_small_loss", data, model) as run:
         log.info(parameter_table(model))
-        scores, loaders = select(run, data, run.prepare(model))
+        run.prepare(model)
+        scores, loaders = (
+            small_loss(run, data, model) if isinstance(model, LinearHead) else label_match(run, data, model)
+        )
         return report_selection(run, data, loaders, scores, rule=cfg.strategy)
 
 
-def small_loss(run: Run, data: Data, model: nn.Module) -> Result:
+def small_loss(run: Run, data: Data, model: LinearHead) -> Result:
     """Train on the small losses of each batch; the last epoch's choice is selected."""
     cfg = run.cfg
     train, tests = build_loaders(cfg, data, model, run.device)
@@ -75,7 +75,7 @@ def small_loss(run: Run, data: Data, model: nn.Module) -> Result:
     return scores, {"train": train, **tests}
 
 
-def label_match(run: Run, data: Data, model: nn.Module) -> Result:
+def label_match(run: Run, data: Data, model: ZeroShot) -> Result:
     """One pass with unmodified CLIP: a sample is selected when the zero-shot prediction equals its label."""
     train, tests = build_loaders(run.cfg, data, model, run.device)
     scores = SampleScores(len(data.train), data.train.is_clean).to(run.device)

@@ -1,8 +1,8 @@
-"""This project against a naive implementation of the same method: the same numbers, at what cost?
+"""Compare this project with a naive implementation of the same method: first the numbers, then the costs.
 
     python benchmarks/bench.py --suite all
     python benchmarks/bench.py --suite phase1 --device cuda --repeats 7
-    python benchmarks/bench.py --quick                                    (seconds, tiny sizes: does it work?)
+    python benchmarks/bench.py --quick                                    (seconds, tiny sizes: a smoke test)
 
 Writes benchmarks/results/<device>-<suite>.json and prints a table. Exit code 1: the two sides do not agree.
 """
@@ -15,6 +15,7 @@ import json
 import shlex
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402 (the path comes first)
 
 from benchmarks.measure import Row, matrix_ceiling, measure  # noqa: E402
-from benchmarks.suites import CPU, CUDA, QUICK, SUITES, Bench  # noqa: E402
+from benchmarks.suites import SUITES  # noqa: E402
+from benchmarks.workload import CPU, CUDA, QUICK, Bench  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 from utils.files import write_text  # noqa: E402
 from utils.run.cli import cli  # noqa: E402
-from utils.run.run import environment  # noqa: E402
+from utils.run.device import environment  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -39,7 +41,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
     args = _arguments(argv)
     device = torch.device(args.device)
     warnings.filterwarnings("ignore", "This DataLoader will create")  # the naive side's workers, on few cores
-    torch.backends.cudnn.allow_tf32 = False  # float32 is what the other precisions are checked against
+    torch.backends.cudnn.allow_tf32 = False  # the other precisions are checked against float32
     sizes = QUICK if args.quick else CUDA if device.type == "cuda" else CPU
     bench = Bench(sizes, device, args.pretrained, workers=1 if args.quick else 8)
     ceiling = matrix_ceiling(device, quick=args.quick)
@@ -81,17 +83,17 @@ def _write(path: Path, facts: dict[str, Any], rows: list[Row]) -> None:
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", choices=[*SUITES, "all"], default="all", help="what to compare (default: all)")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where (default: cpu)")
+    parser.add_argument("--suite", choices=[*SUITES, "all"], default="all", help="the comparison (default: all)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(default: cpu)")
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of each side (default: 3)")
-    parser.add_argument("--quick", action="store_true", help="tiny model and sizes: shows that it works, not how fast")
-    parser.add_argument("--pretrained", default="none", help="weights, as the settings' key (default: random)")
-    parser.add_argument("--out", metavar="FILE", help="one file for all results (default: one a suite in results/)")
+    parser.add_argument("--quick", action="store_true", help="tiny model and sizes: a smoke test, no measurement")
+    parser.add_argument("--pretrained", default="none", help="weights, as the key `pretrained` (default: random)")
+    parser.add_argument("--out", metavar="FILE", help="one file for all results (default: one per suite in results/)")
     args = parser.parse_args(argv)
     if args.repeats < 1:
-        raise UserError(f"--repeats {args.repeats}: at least one run of each side is needed")
+        raise UserError(f"--repeats {args.repeats}: must be at least 1")
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: there is no CUDA device here; use --device cpu")
+        raise UserError("--device cuda: no CUDA device is available; use --device cpu")
     return args
 
 
@@ -102,7 +104,7 @@ HEADER = ("", "ours", "naive", "faster", "spread", "target", "difference", "peak
 
 
 def table(rows: list[Row]) -> str:
-    """The results as a markdown table; what fits no column, and the notes, below it."""
+    """The results as a Markdown table, with notes and further figures below it."""
     lines = [f"| {' | '.join(HEADER)} |", f"|---{'|--:' * (len(HEADER) - 1)}|"]
     lines += [f"| {' | '.join(_cells(row))} |" for row in rows]
     remarks = [f"* {row['case']}: {remark}" for row in rows for remark in _remarks(row)]
@@ -129,16 +131,17 @@ def _seconds(value: float) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.1f} ms"
 
 
-def _both(row: Row, name: str, show: Any) -> str:
+def _both(row: Row, name: str, show: Callable[[float], str]) -> str:
     return " / ".join(show(row[name][side]) if side in row[name] else "-" for side in SIDES) if name in row else "-"
 
 
 def _remarks(row: Row) -> list[str]:
+    """Notes and figures that fit no column, one line each."""
     remarks = [row["note"]] if row["note"] else []
     if "saved_bytes" in row:
-        kept = _both(row, "saved_bytes", lambda value: f"{value / 2**20:,.0f} MiB")
-        wanted = f" (target {row['saved_target']:g}x)" if row["saved_target"] else ""
-        remarks.append(f"kept for the backward pass {kept}, {row['saved_ratio']:.1f}x less{wanted}")
+        saved = _both(row, "saved_bytes", lambda value: f"{value / 2**20:,.0f} MiB")
+        target = f" (target {row['saved_target']:g}x)" if row["saved_target"] else ""
+        remarks.append(f"saved for the backward pass {saved}, {row['saved_ratio']:.1f}x less{target}")
     if "growth" in row:
         counts = "; ".join(
             f"{side} {' -> '.join(f'{flops / 1e9:,.0f}' for flops in row['step_flops'][side].values())} GFLOP, {row['growth'][side]:.2f}x"
@@ -146,23 +149,26 @@ def _remarks(row: Row) -> list[str]:
         )
         remarks.append(f"{counts} (target for ours: below {row['growth_target']:g}x)")
     if "images_per_second" in row:
-        remarks.append(f"images a second {_both(row, 'images_per_second', lambda value: f'{value:,.1f}')}")
+        remarks.append(f"images per second {_both(row, 'images_per_second', lambda value: f'{value:,.1f}')}")
     if "waiting_share" in row:
         remarks.append(
-            f"with our loader {row['fed_images_per_second']:,.1f} images a second, {100 * row['waiting_share']:.0f} % of a step waits for data"
+            f"with our loader {row['fed_images_per_second']:,.1f} images per second, {100 * row['waiting_share']:.0f} % of a step waits for data"
         )
     if "safety" in row:
-        costs, steps, added = (row["safety"][key] for key in ("seconds", "steps", "added_seconds"))
-        remarks.append(
-            f"measured by themselves, a checkpoint of {row['safety']['file_bytes'] / 2**20:.1f} MiB takes {_seconds(costs['checkpoint'])} and the guards of a step "
-            f"{1e6 * costs['guards of a step']:.0f} us, together {100 * row['safety']['share']:.2g} % of {steps} steps of {_seconds(costs['plain step'])} (target below 2 %); "
-            f"by arithmetic, not measured: {100 * added / (0.1 * steps):.2f} % of {steps} steps of 0.1 s"
-        )
+        remarks.append(_safety(**row["safety"]))
     for found in row.get("precisions", []):
         label = f"{found['prec']}{', compiled' if found.get('compile') else ''}"
         agreement = f"{100 * found['same_selection']:.1f} % of the selection as in float32"
-        remarks.append(f"{label}: {_seconds(found['seconds'])} a step, {agreement}")
+        remarks.append(f"{label}: {_seconds(found['seconds'])} per step, {agreement}")
     return remarks
+
+
+def _safety(*, seconds: dict[str, float], steps: int, added_seconds: float, share: float, file_bytes: int) -> str:
+    return (
+        f"measured separately, a checkpoint of {file_bytes / 2**20:.1f} MiB takes {_seconds(seconds['checkpoint'])} and the guards of a step "
+        f"{1e6 * seconds['guards of a step']:.0f} us, together {100 * share:.2g} % of {steps} steps of {_seconds(seconds['plain step'])} (target below 2 %); "
+        f"by arithmetic, not measured: {100 * added_seconds / (0.1 * steps):.2f} % of {steps} steps of 0.1 s"
+    )
 
 
 if __name__ == "__main__":

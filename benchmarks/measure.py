@@ -1,4 +1,4 @@
-"""Two sides of the same work: do they agree, and what does each cost?"""
+"""Compare two sides of the same work: whether their numbers agree, and the cost of each."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from utils.allocator import keep_freed_memory, return_freed_memory
-
 Numbers = dict[str, Tensor]
 Row = dict[str, Any]
 
@@ -27,7 +25,7 @@ class Part:
     """A piece of work, and how many times its cost counts in the whole (an epoch has many equal batches).
 
     Attributes:
-        run: does it; returns numbers to compare with the other side's, or None.
+        run: does the work; returns numbers to compare with the other side's, or None.
     """
 
     run: Callable[[], Numbers | None]
@@ -42,15 +40,14 @@ class Case:
         ours, naive: the parts of each side. Empty: nothing is timed.
         tolerance: the largest relative difference between the two sides' numbers.
         check: the numbers of both sides to compare; None: what the parts return.
-        target: how many times faster we want to be.
-        images: images that the whole work handles.
-        flops: whether floating-point operations and the share of the matrix ceiling say something here.
-        memory: whether the peak memory of this process says something here.
-        steps: whether the work is a training step, of which a run has thousands: before each timed one, an untimed one
-            takes the memory.
-        both_keep: whether the naive side keeps freed memory, too, as ours does: both are the scripts' own steps.
-        note: what a reader must know about how it was measured.
-        facts: further figures for the row, made once both sides agree.
+        target: the speed-up aimed for.
+        images: images that the whole work processes.
+        flops: whether to report floating-point operations and the share of the matrix ceiling.
+        memory: whether to report the peak memory of this process.
+        steps: whether the work is a training step, of which a run has thousands: an untimed step warms up before each
+            timed one.
+        note: conditions of the measurement that a reader must know.
+        facts: further figures for the row, computed once both sides agree.
     """
 
     name: str
@@ -63,13 +60,12 @@ class Case:
     flops: bool = True
     memory: bool = True
     steps: bool = False
-    both_keep: bool = False
     note: str = ""
     facts: Callable[[], Row] = field(default=dict)
 
 
 def measure(case: Case, *, repeats: int, device: torch.device, ceiling: float) -> Row:
-    """Check that both sides agree; then time them in turns, `repeats` times each."""
+    """Check that both sides agree; then time them alternately, `repeats` times each."""
     row: Row = {"case": case.name, "target": case.target, "note": case.note, "tolerance": case.tolerance}
     numbers: tuple[Numbers, Numbers] | None = case.check() if case.check else None
     costs: dict[str, Row] = {}
@@ -105,7 +101,7 @@ def _agree(row: Row, ours: Numbers, naive: Numbers) -> bool:
 
 
 def largest_difference(ours: Numbers, naive: Numbers) -> tuple[str, float]:
-    """The name that differs most, and by how much.
+    """Name and size of the largest difference.
 
     Floating-point numbers: largest difference relative to the largest naive number. Integers and bools: the share that
     differs. NaN, another shape or another set of names: infinity.
@@ -142,13 +138,11 @@ def _first_run(parts: tuple[Part, ...], device: torch.device) -> tuple[Numbers, 
 
 
 def _timings(case: Case, sides: list[str], repeats: int, device: torch.device) -> Row:
-    """Medians of the sides' seconds, their ratio, and its spread over the pairs of neighbouring runs."""
+    """Medians of the sides' seconds, their ratio, and its spread over pairs of consecutive runs."""
     parts = {"ours": case.ours, "naive": case.naive}
     seconds: dict[str, list[float]] = {side: [] for side in sides}
-    allocator = {"ours": keep_freed_memory, "naive": keep_freed_memory if case.both_keep else return_freed_memory}
     for _ in range(repeats):
         for side in sides:
-            allocator[side]()
             if case.steps:
                 timed(parts[side], device)
             seconds[side].append(timed(parts[side], device))
@@ -162,7 +156,7 @@ def _timings(case: Case, sides: list[str], repeats: int, device: torch.device) -
 
 
 def timed(parts: tuple[Part, ...], device: torch.device) -> float:
-    """Seconds that the whole work takes."""
+    """Seconds of the whole work."""
     total = 0.0
     for part in parts:
         synchronise(device)
@@ -174,15 +168,15 @@ def timed(parts: tuple[Part, ...], device: torch.device) -> float:
 
 
 class _NoModules(nullcontext):
-    """In place of the counter's tracker of modules, which fails on views of parameters without gradients."""
+    """Replaces the counter's tracker of modules, which fails on views of parameters without gradients."""
 
     parents = frozenset({"Global"})
 
 
 def flop_counter() -> FlopCounterMode:
-    """A counter of totals: context whose `get_total_flops()` are the operations of all matrix products in it."""
+    """A context whose `get_total_flops()` counts the operations of all matrix products in it."""
     counter = FlopCounterMode(display=False)
-    counter.mod_tracker = _NoModules()
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
     return counter
 
 
@@ -194,7 +188,7 @@ def count_flops(run: Callable[[], object]) -> int:
 
 
 def saved_bytes(forward: Callable[[], object], module: torch.nn.Module) -> int:
-    """Bytes that autograd keeps for the backward pass of `forward`, each storage once, the module's weights left out."""
+    """Bytes that autograd saves for the backward pass of `forward`: each storage once, without the module's weights."""
     own = {t.untyped_storage()._cdata for t in (*module.parameters(), *module.buffers())}
     sizes: dict[int, int] = {}
 
@@ -211,7 +205,7 @@ def saved_bytes(forward: Callable[[], object], module: torch.nn.Module) -> int:
 
 
 def matrix_ceiling(device: torch.device, *, quick: bool = False) -> float:
-    """Operations a second of a large matrix product of random numbers: float32 on a CPU, bfloat16 on a GPU."""
+    """Operations per second of a large matrix product of random numbers: float32 on a CPU, bfloat16 on a GPU."""
     size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (256 if quick else 2048, torch.float32)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     work = (Part(lambda: {"product": a @ b}),)
@@ -219,38 +213,38 @@ def matrix_ceiling(device: torch.device, *, quick: bool = False) -> float:
     return 2 * size**3 / min(timed(work, device) for _ in range(15))
 
 
-# ------------------------------------------------------- what depends on the device
+# ------------------------------------------------------- device: clock and memory
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its queue."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def reset_peak(device: torch.device) -> int | None:
-    """Forget the peak so far; bytes in use now. None where the system cannot tell."""
+    """Reset the peak; returns the bytes in use, or None where the system does not report them."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
     if sys.platform != "linux":
         return None
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not hide what is taken now
+        ctypes.CDLL(None).malloc_trim(0)  # memory freed earlier must not hide what is allocated now
         Path("/proc/self/clear_refs").write_text("5")
         return _process_status("VmRSS")
     return None
 
 
 def peak_bytes(device: torch.device) -> int | None:
-    """Most bytes in use since `reset_peak`: of the CUDA allocator, or of this process."""
+    """Peak bytes in use since `reset_peak`: of the CUDA allocator, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return _process_status("VmHWM") if sys.platform == "linux" else None
 
 
 def available_bytes(device: torch.device) -> int:
-    """Memory that is still free."""
+    """Free memory in bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if sys.platform != "linux":

@@ -1,10 +1,10 @@
-"""The method as the paper describes it, written down without a second thought for time or memory.
+"""The method as the paper describes it, written without regard to time or memory: the other side of every benchmark.
 
-This is the other side of every benchmark. It uses open_clip's modules for their weights and nothing of this project:
+It uses open_clip's modules for their weights and nothing of this project:
 * all 77 tokens of both polarities go through the text tower at every step and for every test batch,
 * attention is matrix product, softmax, matrix product, with the weights of all pairs of tokens in memory,
-* every token, VPT-deep's prompts included, goes through every block to the end,
-* phase 2 forwards every sample and takes the rejected ones out of the loss afterwards,
+* every token, VPT-deep's prompts included, goes through every block,
+* phase 2 forwards every sample and removes the rejected ones from the loss afterwards,
 * images are transformed one by one with PIL in worker processes,
 * idn noise is drawn sample by sample with the whole projection W in memory.
 """
@@ -12,7 +12,7 @@ This is the other side of every benchmark. It uses open_clip's modules for their
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -42,17 +42,17 @@ def attention(attn: nn.MultiheadAttention, x: Tensor, mask: Tensor | None) -> Te
     return attn.out_proj((scores.softmax(dim=-1) @ v).transpose(1, 2).reshape(batch, length, width))
 
 
-def block(resblock: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:
+def block(resblock: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
     """One pre-norm residual block of open_clip."""
     x = x + attention(resblock.attn, resblock.ln_1(x), mask)
     return x + resblock.mlp(resblock.ln_2(x))
 
 
-def image_tower(visual: nn.Module, images: Tensor, prompts: nn.ParameterList | None = None) -> Tensor:
+def image_tower(visual: Any, images: Tensor, prompts: nn.ParameterList | None = None) -> Tensor:
     """Images [B, 3, S, S] -> class token after ln_post, [B, width].
 
     Args:
-        prompts: VPT-deep, one [n, width] a block: appended to the tokens, the block before's dropped.
+        prompts: VPT-deep, one [n, width] per block: appended to the tokens in place of the previous block's.
     """
     x = visual.conv1(images).flatten(2).transpose(1, 2)
     x = torch.cat([visual.class_embedding.expand(len(x), 1, -1), x], dim=1) + visual.positional_embedding
@@ -66,31 +66,39 @@ def image_tower(visual: nn.Module, images: Tensor, prompts: nn.ParameterList | N
 
 
 class NaiveDetector(nn.Module):
-    """Phase 1: both prompts and the image tower with VPT-deep, encoded anew at every call.
+    """Phase 1: both prompts and the image tower with VPT-deep, all encoded at every call.
 
     Args:
         clip: an open_clip model, frozen.
         tokens: token ids of "P P ... P name.", [C, 77].
         pos_ctx, neg_ctx: the contexts, [M, width].
-        prompts: VPT-deep's prompts, [n, width] a block.
+        prompts: VPT-deep's prompts, one [n, width] per block.
     """
 
-    def __init__(self, clip: nn.Module, tokens: Tensor, pos_ctx: Tensor, neg_ctx: Tensor, prompts: list[Tensor]):
+    clip: Any
+    before: Tensor
+    after: Tensor
+    end: Tensor
+    mask: Tensor
+
+    def __init__(
+        self, clip: nn.Module, tokens: Tensor, pos_ctx: Tensor, neg_ctx: Tensor, prompts: list[Tensor]
+    ) -> None:
         super().__init__()
         self.clip = clip
         self.pos_ctx, self.neg_ctx = nn.Parameter(pos_ctx), nn.Parameter(neg_ctx)
         self.prompts = nn.ParameterList([nn.Parameter(p) for p in prompts])
         n_ctx, length = len(pos_ctx), tokens.shape[1]
-        embeddings = clip.token_embedding(tokens).detach()
+        embeddings = self.clip.token_embedding(tokens).detach()
         self.register_buffer("before", embeddings[:, :1])
-        self.register_buffer("behind", embeddings[:, 1 + n_ctx :])
+        self.register_buffer("after", embeddings[:, 1 + n_ctx :])
         self.register_buffer("end", tokens.argmax(dim=-1))
         self.register_buffer("mask", torch.full((length, length), -torch.inf).triu(1))
 
     def text_features(self, ctx: Tensor, rows: slice = slice(None)) -> Tensor:
         """Unit-length text features of the classes `rows` under the context `ctx` [M, width]: [C, embed_dim]."""
-        before, behind, end = self.before[rows], self.behind[rows], self.end[rows]
-        x = torch.cat([before, ctx.expand(len(before), -1, -1), behind], dim=1)
+        before, after, end = self.before[rows], self.after[rows], self.end[rows]
+        x = torch.cat([before, ctx.expand(len(before), -1, -1), after], dim=1)
         x = x + self.clip.positional_embedding
         for resblock in self.clip.transformer.resblocks:
             x = block(resblock, x, self.mask)
@@ -122,7 +130,9 @@ def detection_loss(logits_pos: Tensor, logits_neg: Tensor, y: Tensor, y_bar: Ten
 class NaiveClassifier(nn.Module):
     """Phase 2: the image tower and a linear head."""
 
-    def __init__(self, visual: nn.Module, head: nn.Linear):
+    visual: Any
+
+    def __init__(self, visual: nn.Module, head: nn.Module) -> None:
         super().__init__()
         self.visual, self.head = visual, head
 
@@ -141,13 +151,13 @@ def selected_loss(logits: Tensor, targets: Tensor, selected: Tensor) -> Tensor:
 
 
 class OneByOne(Dataset):
-    """Image, label and number of one sample at a time, transformed with PIL.
+    """Image, label and index of one sample at a time, transformed with PIL.
 
     Args:
         images: uint8 [N, h, w, 3].
     """
 
-    def __init__(self, images: np.ndarray, targets: np.ndarray, transform: Callable[[Image.Image], Tensor]):
+    def __init__(self, images: np.ndarray, targets: np.ndarray, transform: Callable[[Image.Image], Tensor]) -> None:
         self.images, self.targets, self.transform = images, targets, transform
 
     def __len__(self) -> int:
@@ -170,7 +180,7 @@ def test_transform(size: int, mean: RGB, std: RGB) -> transforms.Compose:
 
 
 def outcomes(image: np.ndarray, size: int, mean: RGB, std: RGB) -> Iterator[Tensor]:
-    """Everything that the training transform can make of one image, uint8 [32, 32, 3]: 81 crops, mirrored or not."""
+    """All results of the training transform for one image, uint8 [32, 32, 3]: 81 crops, mirrored or not."""
     finish = test_transform(size, mean, std)
     padded = transforms.functional.pad(Image.fromarray(image), 4)
     for top in range(9):
@@ -182,15 +192,17 @@ def outcomes(image: np.ndarray, size: int, mean: RGB, std: RGB) -> Iterator[Tens
 
 def loader(data: OneByOne, batch_size: int, *, shuffle: bool, pin_memory: bool = False, workers: int = 8) -> DataLoader:
     """Batches of the data set from worker processes."""
-    options = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": pin_memory}
-    return DataLoader(data, batch_size, shuffle=shuffle, **options)
+    keep = workers > 0
+    return DataLoader(
+        data, batch_size, shuffle=shuffle, num_workers=workers, persistent_workers=keep, pin_memory=pin_memory
+    )
 
 
 # ------------------------------------------------------------------ the noise
 
 
 def symmetric_noise(labels: np.ndarray, n_classes: int, ratio: float, seed: int) -> np.ndarray:
-    """Symmetric noise, a sample after the other: int64 [N]."""
+    """Symmetric noise, one sample after the other: int64 [N]."""
     rng = random.Random(seed)
     order = list(range(len(labels)))
     rng.shuffle(order)
@@ -202,9 +214,9 @@ def symmetric_noise(labels: np.ndarray, n_classes: int, ratio: float, seed: int)
 
 
 class InstanceNoise:
-    """Instance-dependent noise from one random stream: flip rates and W first, then a label a sample, in order."""
+    """Instance-dependent noise from one random stream: flip rates and W first, then one label per sample, in order."""
 
-    def __init__(self, n_samples: int, n_classes: int, n_features: int, ratio: float):
+    def __init__(self, n_samples: int, n_classes: int, n_features: int, ratio: float) -> None:
         self.rng = np.random.RandomState(1)
         low, high = (0 - ratio) / 0.1, (1 - ratio) / 0.1
         self.flip_rate = truncnorm(low, high, loc=ratio, scale=0.1).rvs(n_samples, random_state=self.rng)
@@ -222,18 +234,22 @@ class InstanceNoise:
         return np.array(result, dtype=np.int64)
 
 
-# ------------------------------------------------------------------ an epoch that nothing watches over
+# ------------------------------------------------------------------ an epoch
 
 
-def plain_epoch(batches: Any, step: Callable[[Any], tuple[Tensor, dict]], optimizer: Any, run: Any) -> float:
+def plain_epoch(
+    batches: Iterable[Any],
+    loss_of: Callable[[Any], Tensor],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> float:
     """The steps of an epoch and nothing else: no guards, no signals, no checkpoint; returns the mean loss."""
     losses = []
     for batch in batches:
-        with run.autocast():
-            loss, _ = step(batch)
+        loss = loss_of(batch)
         optimizer.zero_grad(set_to_none=True)
-        run.scaler.scale(loss).backward()
-        run.scaler.step(optimizer)
-        run.scaler.update()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
         losses.append(loss.detach())
     return float(torch.stack(losses).mean())

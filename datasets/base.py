@@ -1,23 +1,18 @@
-"""What every data set is to the scripts: images, ids, given labels, true labels where known, a fingerprint."""
+"""The types of every data set: images, ids, given labels, true labels where known, and a fingerprint."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.images.transforms import Recipe
-from datasets.readers.names import given_names
-from utils.config import Config
-from utils.errors import UserError
+from datasets.images.files import ImageFiles
+from utils.config.catalog import Recipe
 from utils.fingerprint import files_fingerprint, tensors_fingerprint
-
-CLASS_NAMES = Path(__file__).parent / "readers" / "class_names"
 
 
 @dataclass(frozen=True)
@@ -26,17 +21,17 @@ class NoisyImages:
 
     Attributes:
         dataset: its name, for fingerprints and messages.
-        ids: one name a sample, [N]: a path relative to the data set's folder, or the index for array data.
+        ids: one per sample, [N]: the path relative to the data set's folder, or the index for arrays.
         images: uint8 [N, 3, h, w], or the paths of N image files.
-        given: the labels to train on (for a test split the true ones), int64 [N].
-        true: the true labels, int64 [N]; None when nobody knows them.
-        noise: what the labels have been through (`sym0.4 seed0`); `clean` for a test split.
-        flipped: labels to train on instead of the given ones, some of them flipped for an audit, int64 [N], or None.
+        given: given labels (the true ones in a test split), int64 [N].
+        true: true labels, int64 [N]; None if unknown.
+        noise: label noise of `given`, e.g. `sym0.4 seed0`; `clean` in a test split.
+        flipped: labels to train on instead of `given`, some of them flipped for an audit, int64 [N]; or None.
     """
 
     dataset: str
     ids: Sequence[str]
-    images: Tensor | Sequence[str]
+    images: Tensor | ImageFiles
     given: Tensor
     true: Tensor | None
     noise: str = "clean"
@@ -47,21 +42,21 @@ class NoisyImages:
 
     @property
     def is_clean(self) -> Tensor | None:
-        """Whether each given label is the true one, bool [N]; None when nobody knows."""
+        """Whether each given label is the true one, bool [N]; None if unknown."""
         return None if self.true is None else self.given == self.true
 
     @property
     def targets(self) -> Tensor:
-        """The labels to train on, int64 [N]."""
+        """Labels to train on, int64 [N]."""
         return self.given if self.flipped is None else self.flipped
 
     @property
     def targets_clean(self) -> Tensor | None:
-        """Whether each label to train on is the true one, bool [N]; None when the truth is unknown."""
+        """Whether each label to train on is the true one, bool [N]; None if unknown."""
         return None if self.true is None else self.targets == self.true
 
     def fingerprint(self) -> dict[str, str | int]:
-        """What a selected set of these samples depends on: data set, noise, ordered ids and given labels."""
+        """Data set, noise, ordered ids and given labels: the facts that a selected set depends on."""
         return {
             "dataset": self.dataset,
             "noise": self.noise,
@@ -79,13 +74,13 @@ class NoisyImages:
 
 @dataclass(frozen=True)
 class Data:
-    """A train split with doubtful labels, a test split with true ones, and what goes with both.
+    """A train split with noisy labels, a test split with true ones, class names and image transforms.
 
     Attributes:
-        test: None where there is no test split.
-        class_names: in label order, as reports show them.
-        extra_tests: further test splits by name; a model is tested on them as on `test`, with the same transform.
-        prompts: what prompts say instead of the names, in label order; empty: the names themselves.
+        test: None without a test split.
+        class_names: in label order, for reports.
+        extra_tests: further test splits by name, evaluated like `test`.
+        prompts: class names for prompts, in label order; empty: `class_names`.
     """
 
     train: NoisyImages
@@ -102,44 +97,20 @@ class Data:
 
     @property
     def prompt_names(self) -> list[str]:
-        """What stands for each class in a prompt, in label order."""
+        """Class names for prompts, in label order."""
         return self.prompts or self.class_names
 
 
 def labels_sha256(labels: np.ndarray) -> str:
-    """Hash of integer labels, whatever type they are stored in."""
+    """Hash of integer labels of any integer type."""
     return hashlib.sha256(np.ascontiguousarray(labels, dtype="<i8").tobytes()).hexdigest()
 
 
 def array_ids(n: int) -> list[str]:
-    """Ids of array data: the index."""
+    """Ids of arrays: the index."""
     return [str(i) for i in range(n)]
 
 
 def as_images(array: np.ndarray) -> Tensor:
     """uint8 [N, h, w, 3] -> tensor [N, 3, h, w]."""
     return torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))
-
-
-def class_names(cfg: Config, n_classes: int) -> tuple[list[str], list[str]]:
-    """(names, prompts) in label order, as `Data` holds them: the settings' own, or those shipped for the data set.
-
-    Raises:
-        UserError: a file that is missing, or another number of names than classes.
-    """
-    given = given_names(cfg)
-    names = given.names if given else shipped_names(cfg.dataset)
-    source = "class_names" if given else f"the names of {cfg.dataset}"
-    if len(names) != n_classes:
-        raise UserError(
-            f"{source}: {len(names)} names for the {n_classes} classes of {cfg.dataset}; give exactly one a class, in label order"
-        )
-    if given and given.keys:
-        raise UserError(f"class_names: {cfg.class_names}: the column index must hold the numbers 0 to {n_classes - 1}")
-    return names, given.prompts if given else []
-
-
-def shipped_names(dataset: str) -> list[str]:
-    """The class names that come with this project, in label order. CIFAR-N shares CIFAR's."""
-    name = dataset.removesuffix("n") if dataset.startswith("cifar") else dataset
-    return (CLASS_NAMES / f"{name}.txt").read_text(encoding="utf-8").splitlines()

@@ -1,4 +1,4 @@
-"""Labels that someone has looked at: a CSV of decisions, applied to the train split of any data set."""
+"""Labels that the user has checked: a CSV of decisions, applied to the train split of any data set."""
 
 from __future__ import annotations
 
@@ -7,45 +7,43 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from datasets.base import Data, NoisyImages
 from datasets.images.files import ImageFiles
 from datasets.readers.names import label_number, label_numbers
 from datasets.readers.tables import read_table
-from utils.config import Config
 from utils.errors import UserError
 from utils.log import log
 
+COLUMNS = {"sample_id": (), "action": (), "label": ()}
 ACTIONS = ("keep", "relabel", "drop")
 
 
-def apply_corrections(cfg: Config, data: Data) -> Data:
-    """The data with the decisions of `corrections`, a CSV sample_id,action,label.
+def apply_corrections(path: Path, data: Data) -> Data:
+    """Apply the decisions of a CSV sample_id,action,label to the train split.
 
-    `keep` leaves a label as it is, `relabel` replaces it by `label` (a class's name or number), `drop` takes the sample
-    out of the train split. Ids and given labels change with it, and so does the fingerprint.
+    `keep` leaves a label unchanged, `relabel` replaces it by `label` (a class name or number), `drop` removes the sample.
+    Ids and given labels change, and so does the fingerprint.
 
     Raises:
-        UserError: a file that cannot be read; an id, action or class that there is not; a sample decided on twice; fewer
-            than two classes left.
+        UserError: an unreadable file; an unknown id, action or class; a duplicate sample; fewer than two classes left.
     """
-    train, path = data.train, Path(cfg.corrections)
+    train = data.train
     row_of = {name: row for row, name in enumerate(train.ids)}
     numbers = label_numbers(data.class_names)
     given, kept = train.given.clone(), torch.ones(len(train), dtype=torch.bool)
     decided: dict[int, str] = {}
-    for line, entry in read_table(
-        path, "corrections", {"sample_id": (), "action": (), "label": ()}, optional=["label"]
-    ):
+    for line, entry in read_table(path, "corrections", COLUMNS, optional=["label"]):
         where = f"corrections={path}, line {line}"
         name, action = entry["sample_id"], entry["action"].strip().lower()
         if name not in row_of:
-            raise UserError(f"{where}: '{name[:200]}' is no train sample (ids look like '{train.ids[0]}')")
+            raise UserError(f"{where}: '{name[:200]}' is not a train sample (ids look like '{train.ids[0]}')")
         if action not in ACTIONS:
             raise UserError(f"{where}: unknown action '{action[:40]}'; use {', '.join(ACTIONS)}")
         row = row_of[name]
         if row in decided:
-            raise UserError(f"{where}: '{name[:200]}' stands there a second time; keep one of the two")
+            raise UserError(f"{where}: duplicate entry '{name[:200]}'; keep one")
         decided[row] = action
         if action == "relabel":
             given[row] = label_number(entry.get("label", "").strip(), numbers, where)
@@ -57,12 +55,12 @@ def apply_corrections(cfg: Config, data: Data) -> Data:
     log.info(
         f"corrections={path}: {count['keep']} labels kept, {count['relabel']} replaced, {count['drop']} samples dropped"
     )
-    return replace(data, train=_rows(replace(train, given=given), kept))
+    return replace(data, train=_select(replace(train, given=given), kept))
 
 
-def _rows(split: NoisyImages, kept: torch.Tensor) -> NoisyImages:
-    """The samples that are kept, bool [N]."""
+def _select(split: NoisyImages, kept: Tensor) -> NoisyImages:
+    """The samples of a mask, bool [N]."""
     ids = [name for name, keep in zip(split.ids, kept.tolist()) if keep]
-    images = ImageFiles(split.images.folder, ids) if isinstance(split.images, ImageFiles) else split.images[kept]
+    images = split.images[kept] if isinstance(split.images, Tensor) else ImageFiles(split.images.folder, ids)
     true = None if split.true is None else split.true[kept]
     return replace(split, ids=ids, images=images, given=split.given[kept], true=true)

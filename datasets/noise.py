@@ -1,77 +1,132 @@
 """True labels -> noisy labels, exactly as the paper's scripts draw them (Section 4.1 and Appendix).
 
-Pure functions with private generators: the same arguments give the same labels, whatever else has used chance.
+One pure function per mode of `utils.config.catalog.NOISE`, with private random generators: the same arguments give the
+same labels, whatever else draws random numbers.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import truncnorm
 from torch import Tensor
 
+from utils.config.catalog import NOISE, accepted, resolve
 from utils.rng import generator
 
-# Rows i of the flattened images, for an index array: float32 [len(rows), F], raw values 0 to 255.
+# Row indices -> flattened images, float32 [len(rows), F], values 0 to 255.
 Pixels = Callable[[np.ndarray], np.ndarray]
 
 
 def synthetic_noise(
+    labels: np.ndarray, n_classes: int, mode: str, ratio: float, seed: int, **options: Any
+) -> np.ndarray:
+    """Draw the noise of a mode.
+
+    Args:
+        labels: true labels, integers [N].
+        mode: a row of `NOISE`.
+        options: `pixels` and the variants of the data set, of which the mode's function gets those it takes.
+
+    Returns:
+        int64 [N].
+
+    Raises:
+        ValueError: unknown mode.
+    """
+    if mode not in NOISE:
+        raise ValueError(f"unknown noise mode '{mode}': expected one of {', '.join(NOISE)}")
+    draw = resolve(NOISE[mode])
+    return draw(labels, n_classes, ratio, seed, **accepted(draw, options))
+
+
+def symmetric_noise(
+    labels: np.ndarray, n_classes: int, ratio: float, seed: int, *, shuffle_classes: bool = True
+) -> np.ndarray:
+    """Replace `ratio` of the labels by uniform draws from all classes.
+
+    The true class may be drawn again, so the realised noise rate is ratio (C - 1) / C.
+
+    Args:
+        labels: true labels, integers [N].
+        shuffle_classes: shuffle the classes before the labels are drawn, which all released scripts do but CUB's.
+
+    Returns:
+        int64 [N].
+    """
+    rng = random.Random(seed)
+    rows = _noisy_rows(len(labels), ratio, rng)
+    _structured_classes(n_classes, rng, shuffle_classes)
+    noisy = labels.astype(np.int64)
+    noisy[rows] = [rng.randint(0, n_classes - 1) for _ in rows]
+    return noisy
+
+
+def pair_flip_noise(labels: np.ndarray, n_classes: int, ratio: float, seed: int) -> np.ndarray:
+    """Replace `ratio` of the labels, integers [N], by the next class: int64 [N]."""
+    rows = _noisy_rows(len(labels), ratio, random.Random(seed))
+    noisy = labels.astype(np.int64)
+    noisy[rows] = (noisy[rows] + 1) % n_classes
+    return noisy
+
+
+def structured_noise(
     labels: np.ndarray,
     n_classes: int,
-    mode: str,
     ratio: float,
     seed: int,
     *,
     shuffle_classes: bool = True,
     structured_to_next: bool = False,
 ) -> np.ndarray:
-    """Symmetric, pair-flip or structured noise.
-
-    The draws and their order are those of the released scripts: shuffle the samples, take the first `ratio` of them as
-    noisy, shuffle the classes, take the first half as structured, then go through the samples in order. `sym` may draw
-    the true class again, so its realised rate is ratio (C - 1) / C.
+    """Replace `ratio` of the labels in a random half of the classes.
 
     Args:
         labels: true labels, integers [N].
-        mode: `sym`: uniform over all classes; `asym`: the next class; `str`: for structured classes only.
-        shuffle_classes: false leaves this draw out, as the script for CUB does; there are no structured classes then.
-        structured_to_next: `str` turns a label to the next class (Tiny-ImageNet, Cars) instead of any (CIFAR).
+        shuffle_classes: false to take the first half of the classes.
+        structured_to_next: replace by the next class (Tiny-ImageNet, Cars) instead of a uniform draw (CIFAR).
 
     Returns:
         int64 [N].
     """
     rng = random.Random(seed)
-    order = list(range(len(labels)))
-    rng.shuffle(order)
-    noisy = np.zeros(len(labels), dtype=bool)
-    noisy[order[: int(ratio * len(labels))]] = True
-    classes = list(range(n_classes))
-    if shuffle_classes:
-        rng.shuffle(classes)
-    structured = set(classes[: n_classes // 2])
-    to_next = mode == "asym" or (mode == "str" and structured_to_next)
+    rows = _noisy_rows(len(labels), ratio, rng)
+    structured = _structured_classes(n_classes, rng, shuffle_classes)
+    noisy = labels.astype(np.int64)
+    for i in rows:
+        if int(labels[i]) in structured:
+            noisy[i] = (labels[i] + 1) % n_classes if structured_to_next else rng.randint(0, n_classes - 1)
+    return noisy
 
-    result = labels.astype(np.int64)
-    for i in np.flatnonzero(noisy):
-        if mode == "str" and int(labels[i]) not in structured:
-            continue
-        result[i] = (labels[i] + 1) % n_classes if to_next else rng.randint(0, n_classes - 1)
-    return result
+
+def _noisy_rows(n: int, ratio: float, rng: random.Random) -> np.ndarray:
+    """The first draw of the released scripts: shuffle the samples, take the first `ratio`; sorted."""
+    order = list(range(n))
+    rng.shuffle(order)
+    return np.sort(np.array(order[: int(ratio * n)], dtype=np.int64))
+
+
+def _structured_classes(n_classes: int, rng: random.Random, shuffle: bool) -> set[int]:
+    """The second draw: shuffle the classes, take the first half."""
+    classes = list(range(n_classes))
+    if shuffle:
+        rng.shuffle(classes)
+    return set(classes[: n_classes // 2])
 
 
 def instance_dependent_noise(labels: np.ndarray, n_classes: int, ratio: float, seed: int, pixels: Pixels) -> np.ndarray:
-    """Instance-dependent noise (Xia et al., 2020): the image decides how likely and to which class its label flips.
+    """Instance-dependent noise (Xia et al., 2020): the image determines flip rate and class of its noisy label.
 
-    One random stream serves flip rates, projection W [C, F, C] and label draws, in this order. W is drawn class by class
-    from it, so that only [F, C] of it exists at a time.
+    One random stream serves flip rates, projection W [C, F, C] and label draws, in this order. W is drawn class by class,
+    so only [F, C] of it exists at a time.
 
     Args:
         labels: true labels, integers [N].
-        seed: the released scripts' stream, numpy's RandomState(1), is seed 0.
+        seed: seed 0 is the stream of the released scripts, numpy's RandomState(1).
 
     Returns:
         int64 [N].
@@ -93,7 +148,7 @@ def instance_dependent_noise(labels: np.ndarray, n_classes: int, ratio: float, s
 
 
 def _label_distribution(scores: np.ndarray, true_class: int, flip_rate: np.ndarray) -> np.ndarray:
-    """Softmax over the other classes, scaled by the flip rate; the rest stays with the true class: [n, C]."""
+    """Softmax over the other classes times the flip rate; the true class keeps the rest: [n, C]."""
     scores[:, true_class] = -np.inf
     scores -= scores.max(axis=1, keepdims=True)
     p = np.exp(scores)
@@ -104,9 +159,9 @@ def _label_distribution(scores: np.ndarray, true_class: int, flip_rate: np.ndarr
 
 
 def flip_labels(given: Tensor, n_classes: int, *, share: float, seed: int) -> Tensor:
-    """Move a random `share` of the labels, [N], to a random other class (`audit_injection`): [N]."""
+    """Replace a random `share` of the labels, [N], by a random other class (`audit_injection`): [N]."""
     rng = generator("audit", seed)
-    moved = torch.randperm(len(given), generator=rng)[: round(share * len(given))]
+    rows = torch.randperm(len(given), generator=rng)[: round(share * len(given))]
     labels = given.clone()
-    labels[moved] = (given[moved] + torch.randint(1, n_classes, (len(moved),), generator=rng)) % n_classes
+    labels[rows] = (given[rows] + torch.randint(1, n_classes, (len(rows),), generator=rng)) % n_classes
     return labels

@@ -1,77 +1,97 @@
-"""Noisy labels are drawn once, stored with what they belong to, and read from then on."""
+"""Noisy labels are drawn once, stored with a fingerprint of what they belong to, and read from then on."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from datasets.base import labels_sha256
-from utils.config import Config
 from utils.errors import UserError
 from utils.files import write_atomically
+from utils.log import log
 
 
-def noisy_labels(cfg: Config, true: np.ndarray, draw: Callable[[], np.ndarray]) -> np.ndarray:
-    """The stored noisy labels of these settings; drawn and stored first where there are none, int64 [N].
+class Noise(NamedTuple):
+    """The noise of a file: data set, noise mode, noise ratio and seed."""
+
+    dataset: str
+    mode: str
+    ratio: float
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.mode} noise, ratio {self.ratio:g}, seed {self.seed}"
+
+
+def noisy_labels(
+    noise: Noise, true: np.ndarray, draw: Callable[[], np.ndarray], *, paths: Sequence[Path]
+) -> np.ndarray:
+    """Read the noisy labels from the first file that exists; otherwise draw them and store them. Logs which.
+
+    Args:
+        true: true labels, int64 [N].
+        draw: draws the noisy labels.
+        paths: the first writable one stores them.
+
+    Returns:
+        int64 [N].
 
     Raises:
         UserError: the file is unreadable, or belongs to other labels, noise or seed.
     """
-    facts = {
-        "dataset": cfg.dataset,
-        "mode": cfg.noise_mode,
-        "ratio": cfg.noise_ratio,
-        "seed": cfg.seed,
-        "true_sha256": labels_sha256(true),
-    }
-    paths = _places(cfg)
+    facts = {**noise._asdict(), "true_sha256": labels_sha256(true)}
     for path in paths:
         if path.is_file():
-            return _read(path, facts, len(true))
+            labels = _read(path, facts, len(true))
+            log.info(f"noisy labels read from {path}: {noise}, {_changed(labels, true)}")
+            return labels
     labels = draw()
-    _store(paths, labels, facts)
+    path = _store(paths, labels, facts)
+    log.info(f"noisy labels drawn and stored in {path}: {noise}, {_changed(labels, true)}")
     return labels
 
 
-def _places(cfg: Config) -> list[Path]:
-    """Where the file may lie: the user's place, or the data folder and, when that is read-only, the output folder."""
-    if cfg.noise_file:
-        return [Path(cfg.noise_file)]
-    name = f"{cfg.dataset}_{cfg.noise_tag}_seed{cfg.seed}.npz"
-    return [Path(cfg.data_root) / "noise" / name, Path(cfg.output_dir or "output") / "noise" / name]
+def _changed(labels: np.ndarray, true: np.ndarray) -> str:
+    return f"{(labels != true).sum()} of {len(true)} labels are wrong"
 
 
-def _read(path: Path, facts: dict, n: int) -> np.ndarray:
+def _read(path: Path, facts: dict[str, Any], n: int) -> np.ndarray:
     try:
         with np.load(path, allow_pickle=False) as stored:
             labels, stored_facts = stored["labels"], json.loads(str(stored["facts"]))
-    except Exception as error:  # zip, npy and JSON each complain in their own way
+    except Exception as error:  # zip, npy and JSON raise many types
         raise UserError(
-            f"noise file {path} cannot be read ({type(error).__name__}): delete it to have the noise drawn anew"
+            f"noise file {path} cannot be read ({type(error).__name__}); delete it to draw the noise again"
         ) from None
     for name, value in facts.items():
         if stored_facts.get(name) != value:
             what = "other true labels" if name == "true_sha256" else f"{name} {stored_facts.get(name)}, not {value}"
             raise UserError(
-                f"noise file {path} does not belong to this run: it is for {what}; delete it or name another noise_file"
+                f"noise file {path} does not belong to this run: it is for {what}; delete it or set another noise_file"
             )
     if labels.shape != (n,) or labels_sha256(labels) != stored_facts.get("labels_sha256"):
         raise UserError(
-            f"noise file {path} is damaged: its labels do not match its fingerprint; delete it to have the noise drawn anew"
+            f"noise file {path} is damaged: its labels do not match its fingerprint; delete it to draw the noise again"
         )
     return labels.astype(np.int64)
 
 
-def _store(paths: list[Path], labels: np.ndarray, facts: dict) -> None:
-    facts = {**facts, "labels_sha256": labels_sha256(labels)}
-    text = np.array(json.dumps(facts))
-    for path in paths:
+def _store(paths: Sequence[Path], labels: np.ndarray, facts: dict[str, Any]) -> Path:
+    """Write the labels to the first writable path and return it."""
+    text = np.array(json.dumps({**facts, "labels_sha256": labels_sha256(labels)}))
+    *others, last = paths
+    for path in others:
         try:
-            write_atomically(path, lambda file: np.savez_compressed(file, labels=labels.astype(np.int32), facts=text))
-            return
-        except UserError:
-            if path is paths[-1]:
-                raise
+            return _write(path, labels, text)
+        except UserError:  # e.g. a read-only data directory
+            continue
+    return _write(last, labels, text)
+
+
+def _write(path: Path, labels: np.ndarray, facts: np.ndarray) -> Path:
+    write_atomically(path, lambda file: np.savez_compressed(file, labels=labels.astype(np.int32), facts=facts))
+    return path

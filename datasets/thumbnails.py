@@ -1,4 +1,4 @@
-"""Small pictures that fit into a page."""
+"""Thumbnails for the HTML report."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import Tensor
 
 from datasets.images.files import UnreadableImageError, read_image
 
-N_THREADS = 4  # Pillow decodes without holding Python's lock
-EXACT_SIDE = 32  # pixels; smaller images are shown as squares, where every grey level counts
+N_THREADS = 4  # Pillow releases the GIL while it decodes
+EXACT_SIDE = 32  # pixels; smaller images are stored without loss: the page enlarges their pixels
 QUALITY = 75
 
 
 def thumbnails(images: Tensor | Sequence[str], index: Sequence[int], *, side: int, max_bytes: int) -> list[str | None]:
-    """WebP pictures in base64 of the images `index`, in that order, until `max_bytes` characters are spent.
+    """Encode the images `index`, in that order, as WebP in base64 until `max_bytes` characters are used.
 
     Args:
         images: uint8 [N, 3, h, w], or the paths of N image files.
-        side: longest side in pixels of what comes out; smaller images stay as they are.
+        side: longest side of a thumbnail in pixels; smaller images keep their size.
 
     Returns:
-        At most one entry an index: fewer where the budget ends. None for an image that cannot be read.
+        At most one entry per index, fewer if the budget is used up; None for unreadable images.
     """
 
     def encode(i: int) -> str | None:
@@ -38,9 +38,10 @@ def thumbnails(images: Tensor | Sequence[str], index: Sequence[int], *, side: in
         image.save(file, "WEBP", quality=QUALITY, lossless=max(image.size) <= EXACT_SIDE)
         return base64.b64encode(file.getvalue()).decode()
 
-    result, spent = [], 0
+    result: list[str | None] = []
+    spent = 0
     with ThreadPoolExecutor(N_THREADS) as pool:
-        for start in range(0, len(index), 64):  # in portions, so that little is encoded in vain
+        for start in range(0, len(index), 64):  # in chunks, so that few thumbnails exceed the budget
             for picture in pool.map(encode, index[start : start + 64]):
                 spent += len(picture or "")
                 if spent > max_bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from models.classifier import Classifier, ZeroShot, has_batch_statistics
+from models.classifier import Classifier, LinearHead, ZeroShot, has_batch_statistics
 from models.clip import load_clip
 from models.deft import Detector
 from models.timm_backbone import TimmClassifier, is_timm_name
@@ -15,6 +15,8 @@ from utils.rng import seeded
 
 __all__ = [
     "Detector",
+    "LinearHead",
+    "ZeroShot",
     "build_classifier",
     "build_detector",
     "build_zero_shot",
@@ -32,7 +34,7 @@ def build_detector(cfg: Config, class_names: list[str]) -> Detector:
         return Detector(clip, tokenizer, cfg, class_names)
 
 
-def build_classifier(cfg: Config, class_names: list[str]) -> nn.Module:
+def build_classifier(cfg: Config, class_names: list[str]) -> LinearHead:
     """Phase 2 and baselines: an image tower of CLIP, or a timm backbone, with a new linear head."""
     if is_timm_name(cfg.backbone):
         with rank_zero_first(), seeded("classifier", cfg.seed):

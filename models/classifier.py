@@ -18,10 +18,15 @@ def has_batch_statistics(module: nn.Module) -> bool:
     return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
 
 
+Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
+
+
 class LinearHead(nn.Module):
     """A backbone's features [B, width] and a new linear head: images -> logits [B, C]."""
 
     head: nn.Linear
+    image_size: int  # side of the images it takes, in pixels
+    statistics: Statistics | None  # mean and standard deviation its images are normalised by; None: the data set's
 
     def features(self, images: Tensor) -> Tensor:
         """The backbone's features, [B, width]; subclasses define them."""
@@ -58,8 +63,8 @@ class ZeroShot(nn.Module):
     def __init__(self, clip: open_clip.CLIP, tokenizer: open_clip.SimpleTokenizer, class_names: list[str]) -> None:
         super().__init__()
         self.visual = clip.visual
-        self.image_size = clip.visual.image_size[0]
-        self.statistics = None
+        self.image_size: int = clip.visual.image_size[0]
+        self.statistics: Statistics | None = None
         captions = [f"a photo of a {name.replace('_', ' ')}." for name in class_names]
         with torch.no_grad():
             text = encode_text(TextTower(clip), tokenizer, captions)

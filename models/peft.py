@@ -1,7 +1,6 @@
 """Parameter-efficient adapters of CLIP's image tower, and the transformer block that runs with them.
 
-An adapter is one subclass of `BlockAdapter` and one row of `ADAPTERS`; its name is the key of the settings that turns
-it on. Formulas follow the paper's released scripts where these run, except `Adapter` (REPRODUCTION.md, "adapter").
+An adapter is one subclass of `BlockAdapter` and one key of the schema (`adapter=`), which turns it on. Formulas follow the paper's released scripts where these run, except `Adapter` (REPRODUCTION.md, "adapter").
 """
 
 from __future__ import annotations
@@ -19,7 +18,8 @@ from torch import Tensor, nn
 from models.fast.activation import quick_gelu
 from models.fast.checkpointing import checkpointed, micro_batched
 from models.fast.class_token import class_token_attention
-from utils.config import Config
+from utils.config import LIMITS, Config
+from utils.config.catalog import resolve
 from utils.errors import UserError
 
 # Queries, keys and values, [B, heads, L, d] each -> [B, heads, L, d].
@@ -156,13 +156,9 @@ class AdaptFormer(Bottleneck):
         return y + self(x) * self.scale
 
 
-# In the order in which a block applies them. Each name is a boolean key of the settings.
-ADAPTERS: dict[str, type[BlockAdapter]] = {
-    "ssf": SSF,
-    "lora": LoRA,
-    "adapter": Adapter,
-    "adaptformer": AdaptFormer,
-}
+def adapter_classes() -> dict[str, Callable[..., BlockAdapter]]:
+    """Classes of the adapters by the keys that turn them on (`adapter=` in the schema), in the order of application."""
+    return {name: resolve(limits["adapter"]) for name, limits in LIMITS.items() if limits["adapter"]}
 
 
 class BlockAdapters(nn.ModuleDict):
@@ -171,7 +167,7 @@ class BlockAdapters(nn.ModuleDict):
     prompt: nn.Parameter | None
 
     def __init__(self, cfg: Config, width: int, mlp_width: int, *, prompt: Tensor | None) -> None:
-        chosen = {name: kind for name, kind in ADAPTERS.items() if getattr(cfg, name)}
+        chosen = {name: kind for name, kind in adapter_classes().items() if getattr(cfg, name)}
         super().__init__({name: kind(width, mlp_width, cfg.bottleneck) for name, kind in chosen.items()})
         self.prompt = None if prompt is None else nn.Parameter(prompt)
 

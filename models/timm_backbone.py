@@ -11,15 +11,14 @@ from torch import Tensor, nn
 from models.classifier import LinearHead, has_batch_statistics
 from models.clip import BACKBONES, TimmBackbone, quiet_hub, require_same_architecture
 from models.fast.checkpointing import micro_batched
-from models.peft import ADAPTERS
 from models.weights_file import read_state_dict
-from utils.config import Config
+from utils.config import LIMITS, Config
 from utils.errors import UserError
 from utils.log import log, quiet_downloads
 
 LOWEST = 32  # pixels: convolutional networks halve the image five times
 # Keys that change the image tower of CLIP alone.
-CLIP_ONLY = ("vpt_deep", "vpt_shallow", *ADAPTERS, "bias_tuning", "partial")
+CLIP_ONLY = ("vpt_deep", "vpt_shallow", "bias_tuning", "partial", *(k for k in LIMITS if LIMITS[k]["adapter"]))
 
 
 def is_timm_name(backbone: str) -> bool:

@@ -1,13 +1,13 @@
-"""Is the data what this project expects? One line a check.
+"""Compares the data with what this project expects: one line per check.
 
     python scripts/check_data.py --cfg config/PEFT/cifar100.yaml --noise_mode sym --noise_ratio 0.4 data_root=/data
 
-Flags and keys are those of the seven scripts. Checks: the data folder, the order of its samples, the noisy labels, and
-the selected set that belongs to them (phase 1's place, or clean_set=FILE). Each is ok, differs, or not there. Nothing is
-fetched or trained; noisy labels that are not kept yet are drawn and kept, as a run would.
-Exit code 2 if a check differs or the data is not there; 0 if all that can be compared is as expected.
+Flags and keys are those of the seven mains. Checks: the data set's directory, the order of its samples, the noisy labels,
+and the selected set that belongs to them (phase 1's place, or clean_set=FILE). Each is ok, differs, or not there. Nothing
+is downloaded or trained; noisy labels that are not stored yet are drawn and stored, as a run would do.
+Exit code 2 if a check differs or the data is missing; 0 if everything that can be compared is as expected.
 
---write-fingerprints (for maintainers) draws every noise of the paper for the data set and keeps the labels' hashes.
+--write-fingerprints (for maintainers) draws every noise of the paper for the data set and stores the labels' hashes.
 """
 
 from __future__ import annotations
@@ -20,19 +20,34 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import _root  # noqa: F401
+
+from utils.config import REAL_NOISE, Config, load_config
+from utils.errors import UserError
+from utils.run.cli import answer_early, cli
+
+WRITE = "--write-fingerprints"
+
+
+def read_settings(argv: list[str] | None) -> tuple[Config, bool]:
+    """The settings, and whether fingerprints are to be written. --help is this module's docstring and the keys."""
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(argv):
+        print(__doc__)
+    cfg = load_config([word for word in argv if word != WRITE], script="check_data")
+    return replace(cfg, download=False), WRITE in argv
+
+
+answer_early(__name__, read_settings)
+
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from datasets import Data, build_data  # noqa: E402 (the path comes first)
-from datasets.base import labels_sha256  # noqa: E402
-from utils.config import REAL_NOISE, Config, load_config  # noqa: E402
-from utils.errors import UserError  # noqa: E402
-from utils.files import write_text  # noqa: E402
-from utils.metrics import selection_quality  # noqa: E402
-from utils.run.cli import cli  # noqa: E402
-from utils.selection.selected_set import clean_set_path, load_clean_set  # noqa: E402
+from datasets import Data, build_data
+from datasets.base import labels_sha256
+from utils.files import write_text
+from utils.log import show
+from utils.metrics import selection_quality
+from utils.selection.selected_set import clean_set_path, load_clean_set
 
 FINGERPRINTS = Path(__file__).with_name("noise_fingerprints.json")
 # Train and test images of the published data sets. Clothing1M's train images are `num_samples` of them.
@@ -50,11 +65,11 @@ SIZES = {
 }
 PAPER_NOISE = {"sym": (0.2, 0.4, 0.6, 0.8), "asym": (0.4,), "str": (0.4,), "idn": (0.2, 0.3, 0.4, 0.5)}
 SEEDS = range(5)
-BLOCK = 100  # labels a block
+BLOCK = 100  # labels per block
 
 
 class Finding(NamedTuple):
-    """What a check found: `ok`, `differs` or `not there`, whether that is a fault, and in words."""
+    """Result of a check: state (`ok`, `differs` or `not there`), explanation, and whether it is a fault."""
 
     state: str
     text: str
@@ -63,12 +78,10 @@ class Finding(NamedTuple):
 
 @cli
 def main(argv: list[str] | None = None) -> None:
-    """Print a line a check; exit code 2 if one found a fault."""
-    argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv):
-        print(__doc__)
-    cfg = replace(load_config([a for a in argv if a != "--write-fingerprints"], script="check_data"), download=False)
-    if "--write-fingerprints" in argv:
+    """Print one line per check; exit code 2 if one found a fault."""
+    cfg, writes = read_settings(argv)
+    show(quiet=True)  # one line per check, without those of reading the data
+    if writes:
         write_fingerprints(cfg)
         return
     findings = []
@@ -80,37 +93,40 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def check(cfg: Config) -> Iterator[tuple[str, Finding]]:
-    """(name, finding) of each check; without data there is nothing further to check."""
+    """(name, finding) of each check; without data, only of the first."""
     finding, data = attempt(lambda: clean_data(cfg), "not there")
-    yield "data", finding or check_sizes(cfg, data)
-    if not data:
+    if data is None:
+        yield "data", finding
         return
+    yield "data", check_sizes(cfg, data)
     yield "order", check_order(cfg, data)
     finding, data = attempt(lambda: build_data(cfg), "not there" if cfg.noise_tag == "real" else "differs")
-    yield "noise", finding or check_noise(cfg, data)
-    if data:
-        yield "selected set", check_selected(cfg, data)
+    if data is None:
+        yield "noise", finding
+        return
+    yield "noise", check_noise(cfg, data)
+    yield "selected set", check_selected(cfg, data)
 
 
-def attempt(build: Callable[[], Data], otherwise: str) -> tuple[Finding | None, Data | None]:
-    """The data, or a finding of state `otherwise` on why there is none."""
+def attempt(build: Callable[[], Data], otherwise: str) -> tuple[Finding, Data | None]:
+    """The data or None, with a finding of state `otherwise` that explains why it cannot be built."""
     try:
-        return None, build()
+        return Finding("ok", ""), build()
     except UserError as error:
         return Finding(otherwise, str(error), fault=True), None
 
 
 def clean_data(cfg: Config) -> Data:
-    """The data without synthetic noise, and without reading or writing a noise file of the user's."""
+    """The data without synthetic noise; no noise file of the user is read or written."""
     with tempfile.TemporaryDirectory() as folder:
         return build_data(replace(cfg, noise_mode="sym", noise_ratio=0.0, noise_file=f"{folder}/clean.npz"))
 
 
-# ------------------------------------------------------------------ one a check
+# ------------------------------------------------------------------ the checks
 
 
 def check_sizes(cfg: Config, data: Data) -> Finding:
-    """As many images as published."""
+    """The numbers of images are the published ones."""
     n_test = len(data.test) if data.test else 0
     found = f"{len(data.train)} train and {n_test} test images of {len(data.class_names)} classes"
     for name, split in data.extra_tests.items():
@@ -125,7 +141,7 @@ def check_sizes(cfg: Config, data: Data) -> Finding:
 
 
 def check_order(cfg: Config, data: Data) -> Finding:
-    """The true labels in their order are those known, or at least the ids in sorted order."""
+    """The true labels are the published ones in their order, or at least the ids are sorted."""
     known = fingerprints(cfg)
     if known and data.train.true is not None:
         if labels_sha256(data.train.true.numpy()) == known["clean"]:
@@ -135,7 +151,7 @@ def check_order(cfg: Config, data: Data) -> Finding:
         return Finding("ok", "a fixed shuffle of the sorted list")
     ids = list(data.train.ids)
     if ids == sorted(ids) or ids == [str(i) for i in range(len(ids))]:
-        return Finding("ok", f"sorted by id, from '{ids[0]}' to '{ids[-1]}'; no hash of the labels is kept")
+        return Finding("ok", f"sorted by id, from '{ids[0]}' to '{ids[-1]}'; no hash of its labels is stored")
     return Finding("differs", f"not sorted by id: '{ids[0]}' comes first", fault=True)
 
 
@@ -145,22 +161,24 @@ def check_noise(cfg: Config, data: Data) -> Finding:
     name, given = noise_name(cfg), data.train.given.numpy()
     known = fingerprints(cfg).get(name)
     if known is None:
-        return Finding("not there", f"{rate}no fingerprint of {cfg.dataset} {name} is kept to compare with")
+        return Finding("not there", f"{rate}no fingerprint of {cfg.dataset} {name} is stored to compare with")
     if labels_sha256(given) == known["sha256"]:
         return Finding("ok", f"{rate}exactly the labels of {name}")
     if cfg.noise_tag == "real":
-        return Finding("differs", f"{rate}other human labels than published; get the file again", fault=True)
+        return Finding("differs", f"{rate}other human labels than published; download the file again", fault=True)
     ours, theirs = block_hashes(given), known.get("blocks", "").split()
     same = sum(a == b for a, b in zip(ours, theirs))
     if same >= 0.8 * len(ours):
-        text = f"{same} of {len(ours)} blocks of {BLOCK} labels are those of {name}; a few idn labels hang on rounding"
+        text = (
+            f"{same} of {len(ours)} blocks of {BLOCK} labels are those of {name}; a few idn labels depend on rounding"
+        )
         return Finding("ok", rate + text)
-    text = f"not the labels of {name}; delete the noise file to have them drawn anew"
+    text = f"not the labels of {name}; delete the noise file to draw them again"
     return Finding("differs", rate + text, fault=True)
 
 
 def check_selected(cfg: Config, data: Data) -> Finding:
-    """The selected set belongs to these labels; it need not be there, unless it was named."""
+    """The selected set belongs to these labels; it may be missing, unless it was named."""
     path = clean_set_path(cfg)
     if not path.is_file():
         return Finding("not there", f"{path}: phase 1 writes it", fault=cfg.clean_set is not None)
@@ -178,7 +196,7 @@ def check_selected(cfg: Config, data: Data) -> Finding:
 
 
 def fingerprints(cfg: Config) -> dict[str, Any]:
-    """The kept hashes of a data set; CIFAR-N's images and true labels are CIFAR's."""
+    """The stored hashes of a data set; CIFAR-N's images and true labels are CIFAR's."""
     dataset = cfg.dataset.removesuffix("n") if cfg.dataset.startswith("cifar") else cfg.dataset
     return json.loads(FINGERPRINTS.read_text(encoding="utf-8")).get(dataset, {})
 
@@ -189,17 +207,19 @@ def noise_name(cfg: Config) -> str:
 
 
 def block_hashes(labels: np.ndarray) -> list[str]:
-    """A short hash of each block: enough to see how many of the labels agree."""
+    """A short hash of each block: enough to count how many blocks agree."""
     return [labels_sha256(labels[i : i + BLOCK])[:2] for i in range(0, len(labels), BLOCK)]
 
 
 def write_fingerprints(cfg: Config) -> None:
-    """Draw every noise of the paper anew and keep its hashes, and that of CIFAR's human labels."""
+    """Draw every noise of the paper and store its hashes, and that of CIFAR's human labels."""
     if cfg.dataset in REAL_NOISE:
-        raise UserError(f"{cfg.dataset}: its noise is not drawn, there is nothing to keep")
+        raise UserError(f"{WRITE}: the noise of {cfg.dataset} is not drawn, so there is nothing to store")
     wanted = [(mode, ratio, seed) for mode, ratios in PAPER_NOISE.items() for ratio in ratios for seed in SEEDS]
     wanted += [("real", 0.0, 0)] * cfg.dataset.startswith("cifar")
-    result: dict[str, Any] = {"clean": labels_sha256(clean_data(cfg).train.true.numpy())}
+    true = clean_data(cfg).train.true
+    assert true is not None  # of every data set with synthetic noise
+    result: dict[str, Any] = {"clean": labels_sha256(true.numpy())}
     for mode, ratio, seed in wanted:
         with tempfile.TemporaryDirectory() as folder:
             drawn = replace(cfg, noise_mode=mode, noise_ratio=ratio, seed=seed, noise_file=f"{folder}/noise.npz")
@@ -215,7 +235,7 @@ def write_fingerprints(cfg: Config) -> None:
 
 
 def as_json(every: dict[str, Any]) -> str:
-    """JSON with one line a noise."""
+    """JSON with one line per noise."""
     sets = []
     for dataset, result in every.items():
         lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in result.items()]

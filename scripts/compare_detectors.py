@@ -1,86 +1,68 @@
-"""DeFT's verdicts against other detectors of wrong labels, on the same data, noise and CLIP.
+"""Compares DeFT with other detectors of wrong labels, on the same data, noise and CLIP.
 
     python scripts/compare_detectors.py --cfg config/PEFT/digits.yaml --noises sym0.2,asym0.3 --seeds 0,1,2
     python scripts/compare_detectors.py --cfg config/PEFT/cifar100n.yaml pretrained=FILE data_root=DIR
 
-DeFT, label-match and small-loss (told the ratio) are runs of this project's scripts; DeFT-margin (verdict=margin) shares
-DeFT's training, and its seconds are those that it takes beyond it. On the image features of the same
-CLIP, unadapted: cleanlab's find_label_issues and label quality over out-of-fold logistic regression, and the
-disagreement with the 20 nearest neighbours. Flags and keys are those of the scripts. Each cell's folder below
-output_dir (output/compare) keeps its result, so a second call goes on where the first one stopped. Prints a markdown table, mean ±
-deviation over seeds: F1 of the clean labels as in the paper, average precision of the ranking and recall at a review of as many
-samples as there are wrong labels, both of the wrong ones, in percent; seconds of one run.
+DeFT, label-match and small-loss (given the true ratio) are runs of this project's mains; DeFT-margin (verdict=margin)
+shares DeFT's training, and its seconds are those in addition. On the image features of the same CLIP, without adaptation:
+cleanlab's find_label_issues and label quality over out-of-fold logistic regression, and the disagreement with the 20
+nearest neighbours. Flags and keys are those of the mains. Each cell's directory in output_dir (output/compare) keeps its
+result, so repeating the command resumes. Prints a markdown table, mean ± standard deviation over seeds: F1 of the clean
+labels as in the paper; average precision of the ranking, and recall when as many samples are reviewed as there are wrong
+labels, both of the wrong labels, in percent; seconds of one run.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import re
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
-from sklearn.neighbors import NearestNeighbors
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+import _root  # noqa: F401
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from utils.config import NOISE_MODES, REAL_NOISE, Config, dump_config, load_config
+from utils.errors import UserError
+from utils.run.cli import Parser, answer_early, cli
 
-import main_phase1  # noqa: E402 (the path comes first)
-import main_small_loss  # noqa: E402
-from datasets import build_data, build_loaders  # noqa: E402
-from models import build_zero_shot  # noqa: E402
-from utils.config import NOISE_MODES, REAL_NOISE, Config, dump_config, load_config  # noqa: E402
-from utils.errors import UserError  # noqa: E402
-from utils.files import write_text  # noqa: E402
-from utils.metrics import selection_quality  # noqa: E402
-from utils.report.samples_csv import read_samples  # noqa: E402
-from utils.run.cli import cli  # noqa: E402
-from utils.run.run import choose_device  # noqa: E402
-
+NAMES = ("DeFT", "DeFT-margin", "cleanlab", "label-match", "small-loss", "nearest-neighbours")
 NOISES = ("sym0.2", "sym0.4", "asym0.3", "idn0.4")
-NEIGHBOURS = 20
-FOLDS = 5
-SETTINGS = "settings.yaml"
-FIGURES = ("f1", "average_precision", "recall_at_budget", "seconds")
-
-Verdict = tuple[np.ndarray, np.ndarray]  # score of each label, low = suspicious, [N]; whether it is trusted, bool [N]
 
 
-@cli
-def main(argv: list[str] | None = None) -> None:
-    """Run what is not done yet and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+class Comparison(NamedTuple):
+    """The checked command line."""
+
+    cfg: Config
+    noises: list[str]
+    seeds: list[int]
+    methods: list[str]
+
+
+def read_arguments(argv: list[str] | None) -> Comparison:
+    """The checked command line.
+
+    Raises:
+        UserError: an unknown method or noise, a seed that is not a number, wrong settings.
+    """
+    parser = Parser(__doc__)
     parser.add_argument("--noises", default=",".join(NOISES), metavar="LIST", help="default: %(default)s")
     parser.add_argument("--seeds", default="0,1,2,3,4", metavar="LIST", help="default: %(default)s")
-    parser.add_argument("--methods", default=",".join(METHODS), metavar="LIST", help="default: %(default)s")
+    parser.add_argument("--methods", default=",".join(NAMES), metavar="LIST", help="default: %(default)s")
     args, rest = parser.parse_known_args(argv)
     noises, seeds, methods = (text.split(",") for text in (args.noises, args.seeds, args.methods))
-    if unknown := [name for name in methods if name not in METHODS]:
-        raise UserError(f"--methods: unknown method '{unknown[0]}'; choose of {', '.join(METHODS)}")
+    if unknown := [name for name in methods if name not in NAMES]:
+        raise UserError(f"--methods: unknown method '{unknown[0]}'; choose from {', '.join(NAMES)}")
     if not all(seed.isdecimal() for seed in seeds):
-        raise UserError(f"--seeds {args.seeds}: expected numbers with commas between them")
+        raise UserError(f"--seeds {args.seeds}: expected numbers separated by commas")
     cfg = load_config(rest, script="compare_detectors")
-    if cfg.dataset in REAL_NOISE:
-        noises = ["real"]
-    rows = ["| noise | method | F1 | average precision | recall at budget | seconds |", "|---|---|---|---|---|---|"]
+    noises = ["real"] if cfg.dataset in REAL_NOISE else noises
     for noise in noises:
-        settings = [with_noise(cfg, noise, int(seed)) for seed in seeds]
-        for method in methods:
-            results = [cell(method, noise, one) for one in settings]
-            shown = " | ".join(mean_and_deviation([result[name] for result in results]) for name in FIGURES)
-            rows.append(f"| {noise} | {method} | {shown} |")
-    print("\n".join(rows))
+        with_noise(cfg, noise, 0)
+    return Comparison(cfg, noises, [int(seed) for seed in seeds], methods)
 
 
 def with_noise(cfg: Config, noise: str, seed: int) -> Config:
@@ -93,8 +75,50 @@ def with_noise(cfg: Config, noise: str, seed: int) -> Config:
     return dataclasses.replace(cfg, noise_mode=found[1], noise_ratio=float(found[2]), seed=seed)
 
 
-def cell(method: str, noise: str, cfg: Config) -> dict[str, float]:
-    """The figures of one method, noise and seed, kept in the cell's folder together with the settings they belong to."""
+answer_early(__name__, read_arguments)
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.neighbors import NearestNeighbors
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import main_phase1
+import main_small_loss
+from datasets import build_data, build_loaders
+from models import build_zero_shot
+from utils.files import write_text
+from utils.metrics import selection_quality
+from utils.report.samples_csv import read_samples
+from utils.run.device import choose_device
+
+NEIGHBOURS = 20
+FOLDS = 5
+SETTINGS = "settings.yaml"
+FIGURES = ("f1", "average_precision", "recall_at_budget", "seconds")
+
+Verdict = tuple[np.ndarray, np.ndarray]  # score of each label, low = suspicious, [N]; whether it is trusted, bool [N]
+
+
+@cli
+def main(argv: list[str] | None = None) -> None:
+    """Compute the missing results and print the table."""
+    cfg, noises, seeds, methods = read_arguments(argv)
+    rows = ["| noise | method | F1 | average precision | recall at budget | seconds |", "|---|---|---|---|---|---|"]
+    for noise in noises:
+        settings = [with_noise(cfg, noise, seed) for seed in seeds]
+        for method in methods:
+            results = [cell(method, noise, one) for one in settings]
+            shown = " | ".join(mean_and_deviation([result[name] for result in results]) for name in FIGURES)
+            rows.append(f"| {noise} | {method} | {shown} |")
+    print("\n".join(rows))
+
+
+def cell(method: str, noise: str, cfg: Config) -> dict[str, Any]:
+    """The figures of one method, noise and seed, stored in the cell's directory with the settings they belong to."""
     base = Path(cfg.output_dir or "output/compare")
     folder = base / cfg.dataset / noise / method / f"seed{cfg.seed}"
     cfg = dataclasses.replace(cfg, output_dir=str(folder), clean_set=str(folder / "clean_set.pt"))
@@ -109,13 +133,13 @@ def cell(method: str, noise: str, cfg: Config) -> dict[str, float]:
     seconds = time.perf_counter() - started
     clean = build_data(cfg).train.is_clean
     if clean is None:
-        raise UserError(f"{cfg.dataset}: nobody knows its true labels, so detectors cannot be compared on it")
+        raise UserError(f"{cfg.dataset}: its true labels are unknown, so detectors cannot be compared on it")
     result = {**figures(score, trusted, clean.numpy()), "seconds": seconds}
     write_text(path, json.dumps(result, indent=1) + "\n")
     return result
 
 
-def figures(score: np.ndarray, trusted: np.ndarray, clean: np.ndarray) -> dict[str, float]:
+def figures(score: np.ndarray, trusted: np.ndarray, clean: np.ndarray) -> dict[str, Any]:
     """F1 of the trusted labels, average precision of the wrong ones, and their share among as many lowest scores."""
     n_wrong = int((~clean).sum())
     lowest = np.argsort(score, kind="stable")[:n_wrong]
@@ -131,7 +155,7 @@ def mean_and_deviation(values: list[float]) -> str:
     return f"{fmean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
-# ------------------------------------------------------------------ one a method
+# ------------------------------------------------------------------ the detectors
 
 
 def deft(cfg: Config) -> Verdict:
@@ -140,11 +164,13 @@ def deft(cfg: Config) -> Verdict:
 
 
 def deft_margin(cfg: Config) -> Verdict:
-    """The same training in DeFT's folder, whose files are then this verdict's."""
-    folder = Path(cfg.output_dir)
+    """The same training, in DeFT's directory; its files are then those of this verdict."""
+    folder = Path(str(cfg.output_dir))
     shared = folder.parents[1] / "DeFT" / folder.name
-    files = {"output_dir": str(shared), "clean_set": str(shared / "clean_set.pt")}
-    return run(main_phase1.main, dataclasses.replace(cfg, verdict="margin", **files))
+    mask = shared / "clean_set.pt"
+    return run(
+        main_phase1.main, dataclasses.replace(cfg, verdict="margin", output_dir=str(shared), clean_set=str(mask))
+    )
 
 
 def label_match(cfg: Config) -> Verdict:
@@ -158,8 +184,8 @@ def small_loss(cfg: Config) -> Verdict:
 
 
 def run(script: Callable[[list[str]], object], cfg: Config) -> Verdict:
-    """The verdicts of one of the project's scripts; a run that was stopped goes on."""
-    folder = Path(cfg.output_dir)
+    """The verdicts of one of the mains; a run that was stopped is resumed."""
+    folder = Path(str(cfg.output_dir))
     write_text(folder / "run.yaml", dump_config(dataclasses.replace(cfg, resume=True)))
     script(["--cfg", str(folder / "run.yaml")])
     number = {sample.sample_id: sample for sample in read_samples(folder / "samples.csv")}
@@ -194,23 +220,18 @@ def nearest_neighbours(cfg: Config) -> Verdict:
 
 
 def frozen_features(cfg: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Unit-length image features of CLIP as it is, under test transforms, [N, D]; given labels, [N]."""
+    """Unit-length image features of CLIP without adaptation, under test transforms, [N, D]; given labels, [N]."""
     data, device = build_data(cfg), choose_device(cfg)
     model = build_zero_shot(cfg, data.class_names).to(device).eval()
+    visual = model.get_submodule("visual")
     train, _ = build_loaders(cfg, data, model, device)
     with torch.no_grad():
-        features = torch.cat([model.visual(batch.images).float() for batch in train.ordered()])
+        features = torch.cat([visual(batch.images).float() for batch in train.ordered()])
     return torch.nn.functional.normalize(features, dim=-1).cpu().numpy(), data.train.given.numpy()
 
 
-METHODS: dict[str, Callable[[Config], Verdict]] = {
-    "DeFT": deft,
-    "DeFT-margin": deft_margin,
-    "cleanlab": cleanlab,
-    "label-match": label_match,
-    "small-loss": small_loss,
-    "nearest-neighbours": nearest_neighbours,
-}
+DETECTORS = (deft, deft_margin, cleanlab, label_match, small_loss, nearest_neighbours)
+METHODS: dict[str, Callable[[Config], Verdict]] = dict(zip(NAMES, DETECTORS))
 
 
 if __name__ == "__main__":

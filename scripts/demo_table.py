@@ -1,4 +1,4 @@
-"""The demo's result as one small table, from the summaries that its four runs wrote."""
+"""Prints the demo's result as one small table, from the summaries of its four runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ RUN = "digits/sym0.4/seed0"
 
 
 def main() -> None:
-    """Print the table and where the files lie."""
+    """Print the table and the places of the files."""
     summaries = {
         script: json.loads((Path("output") / script / RUN / "summary.json").read_text(encoding="utf-8"))
         for script in ("main_small_loss", "main_phase1", "main_baseline", "main_phase2")

@@ -1,50 +1,73 @@
-"""Take the verdicts of a phase-1 run to the tool in which labels are looked through.
+"""Exports the verdicts of a phase-1 run to the tool in which labels are reviewed.
 
     python scripts/export.py --run output/main_phase1/digits/sym0.4/seed0 --to cleanlab --out issues.csv
 
-cleanlab     a .csv as Datalab's get_issues("label"): is_label_issue, label_score, given_label, predicted_label, a row a sample
-             in the data set's order (CleanLearning.fit takes it as label_issues); or an .npz with labels,
+cleanlab     a .csv like Datalab's get_issues("label"): is_label_issue, label_score, given_label, predicted_label, one row
+             per sample in the data set's order (CleanLearning.fit takes it as label_issues); or an .npz with labels,
              label_quality_scores, is_label_issue, issue_indices (worst first), predicted_labels, sample_ids
 fiftyone     a folder for fo.Dataset.from_dir(dataset_type=fo.types.FiftyOneImageClassificationDataset): the given label, its
              score as confidence, suggestion and verdict as attributes
 labelstudio  a folder with tasks.json (the suggestions as predictions, most suspicious first) and label_config.xml
 imagefolder  a folder with clean/<class>/ and suspect/<class>/ by given class, and files.csv (file, sample_id)
 
-Images are linked; --copy copies them. Those of array data sets (digits, CIFAR) are written as PNG. Nothing that exists is
-overwritten. Label Studio is told the path of an image below the data set's folder, behind --url: serve that folder as
-local files (LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT), or name where it is served.
+Images are linked; --copy copies them. Those of array data sets (digits, CIFAR) are written as PNG. Nothing is overwritten.
+Label Studio gets the path of each image relative to the data set's folder, with --url in front: serve that folder as local
+files (LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT), or give the URL where it is served.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import math
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
+
+import _root  # noqa: F401
+
+from utils.config import Config, load_config
+from utils.errors import UserError
+from utils.run.cli import Parser, answer_early, cli
+
+
+def read_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The command line.
+
+    Raises:
+        UserError: an unknown flag or tool, or one that is missing.
+    """
+    parser = Parser(__doc__)
+    parser.add_argument("--run", required=True, metavar="FOLDER", help="run directory of phase 1")
+    parser.add_argument("--to", required=True, choices=("cleanlab", "fiftyone", "labelstudio", "imagefolder"))
+    parser.add_argument(
+        "--out", required=True, metavar="PATH", help="file or folder to write; must be missing or empty"
+    )
+    parser.add_argument("--data_root", metavar="DIR", help="directory of the data sets (default: that of the run)")
+    parser.add_argument("--copy", action="store_true", help="copy image files instead of linking them")
+    parser.add_argument("--suspects", action="store_true", help="labelstudio: only the samples that are not trusted")
+    parser.add_argument(
+        "--url", default="/data/local-files/?d=", help="labelstudio: put in front of each image's path (%(default)s)"
+    )
+    return parser.parse_args(argv)
+
+
+answer_early(__name__, read_arguments)
 
 import numpy as np
 import torch
 from torchvision.transforms.v2.functional import to_pil_image
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from datasets import Data, build_data  # noqa: E402 (the path comes first)
-from utils.config import Config, load_config  # noqa: E402
-from utils.errors import UserError  # noqa: E402
-from utils.files import write_atomically, write_text  # noqa: E402
-from utils.report.samples_csv import Sample, read_samples  # noqa: E402
-from utils.run.cli import cli  # noqa: E402
+from datasets import Data, build_data
+from utils.files import as_csv, write_atomically, write_text
+from utils.log import RESULT, log
+from utils.report.samples_csv import Sample, read_samples
 
 MODEL = "DeFT"
 CLEANLAB = ("is_label_issue", "label_score", "given_label", "predicted_label")
@@ -52,11 +75,11 @@ CLEANLAB = ("is_label_issue", "label_score", "given_label", "predicted_label")
 
 @cli
 def main(argv: list[str] | None = None) -> None:
-    """Write the export and say where it is."""
-    args = _parser().parse_args(argv)
+    """Write the export and log its place."""
+    args = read_arguments(argv)
     run, out = Path(args.run), Path(args.out)
     if not (run / "config.yaml").is_file():
-        raise UserError(f"--run {run}: there is no config.yaml in it, so it is no run folder")
+        raise UserError(f"--run {run}: there is no config.yaml in it, so it is not a run directory")
     samples = read_samples(run / "samples.csv")
     for sample in samples:
         check_id(sample.sample_id)
@@ -73,49 +96,32 @@ def main(argv: list[str] | None = None) -> None:
         )
         write_folder(out, lambda folder: write(folder, samples, data, copy=args.copy))
     n_suspects = sum(sample.is_suspect for sample in samples)
-    print(f"wrote {out}: {len(samples)} samples, {n_suspects} of them suspects")
+    log.log(RESULT, f"wrote {out}: {len(samples)} samples, {n_suspects} of them suspects")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f"command line: {message} (--help says more)")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--run", required=True, metavar="FOLDER", help="run folder of phase 1")
-    parser.add_argument("--to", required=True, choices=("cleanlab", "fiftyone", "labelstudio", "imagefolder"))
-    parser.add_argument("--out", required=True, metavar="PATH", help="what to write; it must not exist or be empty")
-    parser.add_argument("--data_root", metavar="DIR", help="where the data sets are (default: as in the run)")
-    parser.add_argument("--copy", action="store_true", help="copy image files instead of linking them")
-    parser.add_argument("--suspects", action="store_true", help="labelstudio: only the samples that are not trusted")
-    parser.add_argument(
-        "--url", default="/data/local-files/?d=", help="labelstudio: what stands before an image's path (%(default)s)"
-    )
-    return parser
-
-
-# ------------------------------------------------------------------ what goes in
+# ------------------------------------------------------------------ input
 
 
 def check_id(name: str) -> None:
     """Refuse an id that leads out of the data set's folder."""
     parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
     if ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor or "\0" in name:
-        raise UserError(f"samples.csv: the id '{name}' leads out of the data set's folder; this is no file of a run")
+        raise UserError(f"samples.csv: the id '{name}' leads out of the data set's folder; this is not a file of a run")
 
 
 def images_of(cfg: Config, samples: Sequence[Sample]) -> Data:
-    """The data set of a run, which holds every one of the samples. Labels are the run's affair, so none are drawn."""
+    """The data set of a run, which holds each of the samples. Its labels are not needed, so no noise is drawn."""
     with tempfile.TemporaryDirectory() as folder:
         mode = cfg.noise_mode if cfg.noise_mode == "real" else "sym"
         data = build_data(replace(cfg, noise_mode=mode, noise_ratio=0.0, noise_file=f"{folder}/clean.npz"))
     known, n_classes = set(data.train.ids), len(data.class_names)
     for sample in samples:
         if sample.sample_id not in known:
-            raise UserError(f"samples.csv: '{sample.sample_id}' is no train sample of {cfg.dataset} in {cfg.data_root}")
+            raise UserError(
+                f"samples.csv: '{sample.sample_id}' is not a train sample of {cfg.dataset} in {cfg.data_root}"
+            )
         if max(sample.given, sample.suggested) >= n_classes:
-            raise UserError(f"samples.csv: '{sample.sample_id}' has a label that {cfg.dataset} has not")
+            raise UserError(f"samples.csv: '{sample.sample_id}' has a label that {cfg.dataset} does not have")
     return data
 
 
@@ -128,23 +134,23 @@ def in_order(samples: list[Sample], cfg: Config) -> list[Sample]:
 
 
 def worst_first(samples: Sequence[Sample]) -> list[Sample]:
-    """By rising score; samples that nobody looked at come last."""
+    """The samples by rising score; those that were not scored come last."""
     return sorted(samples, key=lambda sample: math.inf if math.isnan(sample.score) else sample.score)
 
 
-# ------------------------------------------------------------------ what comes out
+# ------------------------------------------------------------------ output
 
 
 def check_free(out: Path) -> None:
-    """Refuse a place where something lies already."""
+    """Refuse to overwrite anything."""
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"--out {out}: this folder is not empty; name another one")
     if out.is_symlink() or (out.exists() and not out.is_dir() and out.stat().st_size):
-        raise UserError(f"--out {out}: there is such a file already; name another one")
+        raise UserError(f"--out {out}: this file exists already; name another one")
 
 
 def write_folder(out: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` make a folder beside `out` and then rename it, so that nobody sees half of it."""
+    """Let `fill` make a folder beside `out`, then rename it, so that it is never seen half-written."""
     made = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -162,14 +168,12 @@ def write_folder(out: Path, fill: Callable[[Path], None]) -> None:
 
 
 def to_cleanlab(samples: Sequence[Sample], out: Path) -> None:
-    """The columns or arrays that cleanlab's users know; a sample that nobody looked at is no issue and has score NaN."""
+    """The columns or arrays of cleanlab; a sample that was not scored is not an issue and has score NaN."""
     rows = [(sample.is_suspect, sample.score, sample.given, sample.suggested) for sample in samples]
     issue, score, given, predicted = (np.array(column) for column in zip(*rows))
     if out.suffix == ".csv":
-        text = io.StringIO()
         shown = ((i, "" if math.isnan(s) else s, g, p) for i, s, g, p in rows)
-        csv.writer(text, lineterminator="\n").writerows([CLEANLAB, *shown])
-        write_text(out, text.getvalue())
+        write_text(out, as_csv([CLEANLAB, *shown]))
         return
     if out.suffix != ".npz":
         raise UserError(f"--out {out}: for cleanlab its name must end in .csv or .npz")
@@ -186,7 +190,7 @@ def to_cleanlab(samples: Sequence[Sample], out: Path) -> None:
 
 
 def to_fiftyone(folder: Path, samples: Sequence[Sample], data: Data, *, copy: bool) -> None:
-    """FiftyOneImageClassificationDataset: images in data/, labels.json with an entry by file name without its suffix."""
+    """FiftyOneImageClassificationDataset: images in data/; labels.json, keyed by file name without suffix."""
     labels = {}
     for name, sample in zip(put_images(folder / "data", samples, data, copy=copy), samples):
         attributes = {
@@ -217,7 +221,7 @@ def to_label_studio(
 
 
 def _task(sample: Sample, image: str) -> dict:
-    shown = {"image": image, "sample_id": sample.sample_id, "given_class": sample.given_class}
+    shown: dict[str, Any] = {"image": image, "sample_id": sample.sample_id, "given_class": sample.given_class}
     shown |= {"label_score": _known(sample.score), "is_clean": sample.is_clean}
     if sample.suggested < 0:
         return {"data": shown}
@@ -227,14 +231,14 @@ def _task(sample: Sample, image: str) -> dict:
         "type": "choices",
         "value": {"choices": [sample.suggested_class]},
     }
-    prediction = {"model_version": MODEL, "result": [choice]}
+    prediction: dict[str, Any] = {"model_version": MODEL, "result": [choice]}
     if not math.isnan(sample.suggested_score):
         prediction["score"] = sample.suggested_score
     return {"data": shown, "predictions": [prediction]}
 
 
 def to_image_folder(folder: Path, samples: Sequence[Sample], data: Data, *, copy: bool) -> None:
-    """clean/<class>/ and suspect/<class>/; a sample that nobody looked at is in neither."""
+    """clean/<class>/ and suspect/<class>/; a sample that was not scored is in neither."""
     names = class_folders(data.class_names)
     table: list[tuple[str, str]] = [("file", "sample_id")]
     for part, wanted in (
@@ -247,15 +251,13 @@ def to_image_folder(folder: Path, samples: Sequence[Sample], data: Data, *, copy
             place = folder / part / name
             files = put_images(place, members, data, copy=copy) if members else []
             table += [(f"{part}/{name}/{file}", sample.sample_id) for file, sample in zip(files, members)]
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(table)
-    write_text(folder / "files.csv", text.getvalue())
+    write_text(folder / "files.csv", as_csv(table))
 
 
 def put_images(folder: Path, samples: Sequence[Sample], data: Data, *, copy: bool) -> list[str]:
     """Link, copy or write the images of the samples into a new folder; returns their file names, [N].
 
-    A name is the sample's number in the data set, which makes it the only one, and what of its id is fit for a name.
+    A name is the sample's number in the data set, which makes it unique, and the part of its id that is safe in a name.
     """
     folder.mkdir(parents=True)
     images, number = data.train.images, {name: i for i, name in enumerate(data.train.ids)}
@@ -268,7 +270,7 @@ def put_images(folder: Path, samples: Sequence[Sample], data: Data, *, copy: boo
             continue
         source = Path(images[i]).resolve()
         if not source.is_file():
-            raise UserError(f"{source}: there is no such image; set --data_root to where the data sets are")
+            raise UserError(f"{source}: no such image; set --data_root to the directory of the data sets")
         names.append(f"{i:0{width}d}_{safe_name(source.stem)}{safe_name(source.suffix.lstrip('.'), '.')}")
         if copy:
             shutil.copyfile(source, folder / names[-1])
@@ -278,7 +280,7 @@ def put_images(folder: Path, samples: Sequence[Sample], data: Data, *, copy: boo
 
 
 def class_folders(class_names: Sequence[str]) -> list[str]:
-    """A folder name a class, all different, also where capitals are not told apart."""
+    """One folder name per class, all different even where upper and lower case are the same."""
     result: list[str] = []
     taken: set[str] = set()
     for label, name in enumerate(class_names):

@@ -1,7 +1,7 @@
 """The paper's tables as cells, and for each cell the commands that give its numbers.
 
 A `Job` is one command without its seed. A job that reads a selected set names the job that writes it, so the last job
-of a cell stands for its whole chain, and cells that share a job share its run.
+of a cell represents the whole chain, and cells that share a job share its run.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 
 import yaml
 
-from utils.config import FLAGS, REAL_NOISE
+from utils.config import ALIASES, FLAGS, REAL_NOISE, is_read
 
 TABLES: dict[str, dict[str, Any]] = yaml.safe_load(
     Path(__file__).with_name("paper_tables.yaml").read_text(encoding="utf-8")
 )
-# The paper's figures -> what summary.json calls them. Tables 3 and 4 print one accuracy; we take it for the best one.
+# The paper's figures -> their names in summary.json. Tables 3 and 4 print one accuracy; we assume that it is the best.
 FIGURES = {
     "precision": "precision",
     "recall": "recall",
@@ -42,7 +42,7 @@ class Job:
     Attributes:
         config: PEFT or FFT, the folder of its settings file.
         noise: mode and ratio (`sym0.4`), or `real`.
-        settings: what differs from the settings file, each `key=value`.
+        settings: differences from the settings file, each `key=value`.
         reads: the job that writes its selected set, or for sets of other methods the file without its suffix.
     """
 
@@ -59,7 +59,7 @@ class Cell:
     """One entry of a table, with one or more figures.
 
     Attributes:
-        variant: what else tells it from its neighbours: a backbone, or a setting and its value.
+        variant: further distinction of the cell: a backbone, or a setting and its value.
         paper: the paper's figures by name.
         source: the job whose summary holds our figures, or a selected set of another method to judge (no suffix).
     """
@@ -100,7 +100,7 @@ def detection(method: str, dataset: str, noise: str, *settings: str) -> Job:
     return Job("main_small_loss", "PEFT", dataset, noise, (f"strategy={strategy}", *settings))
 
 
-# ------------------------------------------------------------------ one a table
+# ------------------------------------------------------------------ the tables
 
 
 def table1(rows: dict) -> Iterator[Cell]:
@@ -129,7 +129,7 @@ def table3(rows: dict) -> Iterator[Cell]:
 
 
 def table4(rows: dict) -> Iterator[Cell]:
-    """Clothing1M with timm's backbones; DeFT selects with CLIP all the same."""
+    """Clothing1M with timm's backbones; DeFT still selects with CLIP."""
     for backbone, method, accuracy in leaves(rows, 2):
         optimizer = TABLES["table11"]["rows"][backbone]
         settings = (f"backbone={backbone}", *(f"{key}={value}" for key, value in optimizer.items()))
@@ -171,7 +171,7 @@ def table8(rows: dict) -> Iterator[Cell]:
             source = f"selections/{method}/cifar100n"
         elif method == "GMM":
             source = baseline("GMM", "cifar100n", "real")
-        else:  # small-loss has to be told the noise rate, here CIFAR-100N's official one
+        else:  # small-loss needs the noise rate, here CIFAR-100N's official one
             source = detection(method, "cifar100n", "real", *["noise_ratio=0.402"] * (method == "Small-loss"))
         yield Cell(8, "cifar100n", method, "real", "", paper, source)
 
@@ -217,7 +217,7 @@ def leaves(tree: dict, depth: int) -> Iterator[tuple]:
 def on_digits(source: Job | str) -> Job:
     """The same job on the handwritten digits and their backbone, with `idn0.4` for real-world noise.
 
-    Label-match's selection stands in for those that other methods made elsewhere.
+    Label-match's selection replaces those of other methods, made elsewhere.
     """
     if isinstance(source, str):
         return detection("Label-match", "digits", "idn0.4")
@@ -248,7 +248,7 @@ def arguments(job: Job, seed: int, profile: str, output: Path, extra: tuple[str,
 
     Args:
         output: folder of all runs of the profile.
-        extra: the user's own `key=value`, over everything but seed and places.
+        extra: the user's own `key=value`, over everything but seed and places; passed on where the script reads the key.
     """
     result = ["--cfg", f"config/{job.config}/{job.dataset}.yaml"]
     if job.dataset not in REAL_NOISE:
@@ -261,9 +261,16 @@ def arguments(job: Job, seed: int, profile: str, output: Path, extra: tuple[str,
             result += [f"--{key}", value]
         else:
             plain.append(setting)
+    extra = tuple(setting for setting in extra if is_read(key_of(setting), job.script))
     result += [*PROFILES[profile], *plain, *extra, f"seed={seed}", f"output_dir={folder(job, seed, output)}"]
     path = selected_set(job, seed, output)
     return [*result, f"clean_set={path}"] if path else result
+
+
+def key_of(setting: str) -> str:
+    """The key of a `key=value`, under its present name."""
+    key = setting.partition("=")[0]
+    return ALIASES.get(key, key)
 
 
 def folder(job: Job, seed: int, output: Path) -> Path:
@@ -287,7 +294,7 @@ def foreign_set(stem: str) -> Path:
 
 
 def variant(job: Job) -> str:
-    """A folder name for what differs from the settings file: `FFT-CE`, `PEFT-ViT-B-32`, `FFT-RoLT`."""
+    """A folder name for the differences from the settings file: `FFT-CE`, `PEFT-ViT-B-32`, `FFT-RoLT`."""
     names = [job.config, *map(_short, job.settings)]
     if isinstance(job.reads, str):
         names.append(Path(job.reads).parent.name)

@@ -1,22 +1,20 @@
-"""The paper's tables: run what each needs, skip what is done, and write ours beside the paper's numbers.
+"""Reproduces the paper's tables: runs what each needs, skips finished runs, and writes our numbers beside the paper's.
 
     python scripts/reproduce.py --table 1 2 --dry-run
     python scripts/reproduce.py --all --seeds 0,1,2 --set data_root=/data
     python scripts/reproduce.py --table 1 --only dataset=cifar100 method=DeFT noise=sym0.4
     python scripts/reproduce.py --table 1 2 3 --profile smoke     (minutes on a CPU, handwritten digits)
 
-Interrupted or failed: the same command again goes on. A run counts as done when its summary.json was written under the
-settings asked for; one that was stopped is resumed. Tables lie in output/reproduce/<profile>/table<k>.md and .csv.
+To resume after an interrupt or a failure, repeat the command. A run is finished when its summary.json was written under
+the same settings, except for those that affect nothing or only rounding; a run that was stopped is resumed. The tables are
+output/reproduce/<profile>/table<k>.md and .csv.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
-import difflib
 import hashlib
-import io
 import json
 import os
 import shlex
@@ -24,15 +22,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from _root import ROOT
 
-from paper import (  # noqa: E402 (the path comes first)
+from scripts.paper import (
     FIGURES,
     PHASE2,
     PROFILES,
@@ -44,37 +41,24 @@ from paper import (  # noqa: E402 (the path comes first)
     chain,
     folder,
     foreign_set,
+    key_of,
     selected_set,
 )
+from utils.config import Config, is_read, keys_that_affect, load_config
+from utils.config.hints import nearest
+from utils.errors import UserError
+from utils.log import RESULT, log
+from utils.run.cli import Parser, cli
 
-from utils.config import Config, load_config  # noqa: E402
-from utils.errors import UserError  # noqa: E402
-from utils.files import write_text  # noqa: E402
-from utils.run.cli import cli  # noqa: E402
-
-# Settings that say where a run takes place, not what comes out of it.
-MACHINE = (
-    "resume",
-    "device",
-    "gpuid",
-    "num_workers",
-    "data_root",
-    "download",
-    "weights_dir",
-    "noise_file",
-    "output_dir",
-    "clean_set",
-    "report_to",
-    "quiet",
-)
-# What the paper leaves open, and we decided.
+# Decisions of ours where the paper is silent.
 NOTES = {
     3: "The paper prints one accuracy; ours is the best of all epochs.",
     4: "The paper prints one accuracy; ours is the best of all epochs.",
     6: "Small-loss has the lower learning rate of severe noise, too.",
     8: "GMM is the baseline of Table 3 (full fine-tuning), judged by its last selection.",
-    9: "The paper's caption says sym 0.4, but its rows on text length and epochs fit sym 0.6; they are run so.",
+    9: "The paper's caption says sym 0.4, but its rows on text length and epochs fit sym 0.6, which is run here.",
 }
+OUR_KEYS = ("seed", "output_dir", "clean_set", "resume")
 FILTERS = ("dataset", "method", "noise", "variant")
 STAMP, CONSOLE = "reproduce.json", "console.txt"
 
@@ -88,7 +72,7 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What the command line asks for."""
+    """The checked command line."""
 
     tables: list[int]
     only: dict[str, list[str]]
@@ -114,7 +98,7 @@ class Plan:
 @cli
 def main(argv: list[str] | None = None) -> None:
     """Print the commands, or run them and write the tables; exit code 1 if a run failed."""
-    args = _parser().parse_args(argv)
+    args = read_arguments(argv)
     plan = read_plan(args)
     os.chdir(ROOT)  # the commands and their paths are relative to it
     if args.dry_run:
@@ -123,22 +107,27 @@ def main(argv: list[str] | None = None) -> None:
     try:
         failures = {} if args.report else run_all(plan)
     except KeyboardInterrupt:
-        print("\nstopped; the same command again goes on")
+        log.log(RESULT, "stopped; repeat the command to resume")
         raise SystemExit(130) from None
     for table in plan.tables:
-        print(f"wrote {write_table(table, plan, failures)}")
+        log.log(RESULT, f"wrote {write_table(table, plan, failures)}")
     if failures:
-        print(f"\n{len(failures)} failed or could not start; the same command again tries only these:")
+        log.log(RESULT, f"{len(failures)} failed or could not start; repeat the command to try only these again:")
         for run, reason in failures.items():
-            print(f"  {plan.folder(run)}: {reason}")
+            log.log(RESULT, f"  {plan.folder(run)}: {reason}")
         raise SystemExit(1)
 
 
 # ------------------------------------------------------------------ the command line
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def read_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The command line.
+
+    Raises:
+        UserError: an unknown flag or value.
+    """
+    parser = Parser(__doc__)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--table", type=int, nargs="+", choices=range(1, 12), metavar="K", help="tables, 1 to 11")
     which.add_argument("--all", action="store_true", help="all tables")
@@ -159,12 +148,14 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         dest="extra",
         metavar="key=value",
-        help="settings for every command, e.g. data_root=/data",
+        help="settings for every command whose script reads the key, e.g. data_root=/data",
     )
-    parser.add_argument("--output", type=Path, help="folder of all runs and tables (default: output/reproduce/PROFILE)")
+    parser.add_argument(
+        "--output", type=Path, help="directory of all runs and tables (default: output/reproduce/PROFILE)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
-    parser.add_argument("--report", action="store_true", help="run nothing, write the tables from what is there")
-    return parser
+    parser.add_argument("--report", action="store_true", help="run nothing, write the tables from the finished runs")
+    return parser.parse_args(argv)
 
 
 def read_plan(args: argparse.Namespace) -> Plan:
@@ -178,13 +169,18 @@ def read_plan(args: argparse.Namespace) -> Plan:
     try:
         seeds = sorted({int(text) for text in args.seeds.split(",")})
     except ValueError:
-        raise UserError(f"--seeds {args.seeds}: expected whole numbers with commas between, as in 0,1,2") from None
-    for setting in args.extra:
-        key = setting.partition("=")[0]
-        if key in ("seed", "output_dir", "clean_set", "resume"):
-            raise UserError(f"--set {setting}: this script sets {key} itself")
+        raise UserError(f"--seeds {args.seeds}: expected whole numbers separated by commas, as in 0,1,2") from None
+    load_config(["--cfg", str(ROOT / "config/PEFT/digits.yaml"), *args.extra], script="reproduce")  # checks `extra`
     plan = Plan(tables, {}, seeds, args.profile, output, tuple(args.extra))
-    return dataclasses.replace(plan, only=read_filters(args.only, plan.cells()))
+    plan = dataclasses.replace(plan, only=read_filters(args.only, plan.cells()))
+    scripts = {run.job.script for run in all_runs(plan)}
+    for setting in args.extra:
+        key = key_of(setting)
+        if key in OUR_KEYS:
+            raise UserError(f"--set {setting}: this script sets {key} itself")
+        if scripts and not any(is_read(key, script) for script in scripts):
+            raise UserError(f"--set {setting}: none of the commands reads {key}")
+    return plan
 
 
 def read_filters(texts: list[str], every: list[Cell]) -> dict[str, list[str]]:
@@ -200,14 +196,14 @@ def read_filters(texts: list[str], every: list[Cell]) -> dict[str, list[str]]:
             raise UserError(f"--only {text}: expected KEY=VALUE with a key of {', '.join(FILTERS)}")
         known = sorted({getattr(cell, key) for cell in every} - {""})
         if value not in known:
-            near = difflib.get_close_matches(value, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            near = nearest(value, known)
+            hint = f"; did you mean {near}?" if near else ""
             raise UserError(f"--only {text}: no such {key} in these tables{hint} (there are {', '.join(known)})")
         result.setdefault(key, []).append(value)
     return result
 
 
-# ------------------------------------------------------------------ what to run
+# ------------------------------------------------------------------ the runs
 
 
 def all_runs(plan: Plan) -> list[Run]:
@@ -217,12 +213,12 @@ def all_runs(plan: Plan) -> list[Run]:
 
 
 def dry_run(plan: Plan) -> Iterator[str]:
-    """One block a cell: its commands; of a command that stood further up, its folder."""
+    """One block per cell with its commands; a command that was printed before is replaced by its directory."""
     shown: set[Run] = set()
     for cell in plan.cells():
         yield f"# {title(cell)}"
         if isinstance(cell.source, str):
-            yield f"# judges {foreign_set(cell.source)}, made elsewhere"
+            yield f"# evaluates {foreign_set(cell.source)}, made elsewhere"
         for run in [Run(job, seed) for seed in plan.seeds for job in chain(cell.source)]:
             if run in shown:
                 yield f"# as above: {plan.folder(run)}"
@@ -245,29 +241,29 @@ def title(cell: Cell) -> str:
 
 
 def run_all(plan: Plan) -> dict[Run, str]:
-    """Run what is not done yet, whatever fails; returns the reason of each that failed."""
+    """Run what is not finished, also after failures; returns the reason for each failure."""
     runs = all_runs(plan)
     waiting = sum(not is_done(run, plan) for run in runs)
-    print(f"{len(runs)} runs, {len(runs) - waiting} of them done", flush=True)
+    log.info(f"{len(runs)} runs, {len(runs) - waiting} of them finished")
     failures: dict[Run, str] = {}
     started, n_run = time.monotonic(), 0
     for run in runs:
         if is_done(run, plan):
             continue
         n_run += 1
-        print(f"[{n_run}/{max(n_run, waiting)}] {plan.folder(run)}", end=" ", flush=True)
+        log.info(f"[{n_run}/{max(n_run, waiting)}] {plan.folder(run)}")
         before = time.monotonic()
         reason = why_not(run, plan, failures) or start(run, plan)
         if reason:
             failures[run] = reason
         now = time.monotonic()
         left = (now - started) / n_run * max(0, waiting - n_run)
-        print(f"{reason or 'done'}, {clock(now - before)}, about {clock(left)} left", flush=True)
+        log.info(f"  {reason or 'finished'}, {clock(now - before)}, about {clock(left)} left")
     return failures
 
 
 def why_not(run: Run, plan: Plan, failures: dict[Run, str]) -> str | None:
-    """Why the run cannot start: its selected set is not there."""
+    """Reason why the run cannot start (its selected set is missing), or None."""
     if isinstance(run.job.reads, str) and not foreign_set(run.job.reads).is_file():
         return f"missing: put the selection at {foreign_set(run.job.reads)} (or .npy, .csv)"
     if isinstance(run.job.reads, Job) and (before := Run(run.job.reads, run.seed)) in failures:
@@ -276,7 +272,9 @@ def why_not(run: Run, plan: Plan, failures: dict[Run, str]) -> str | None:
 
 
 def start(run: Run, plan: Plan) -> str | None:
-    """Run the command, or let it go on if it was stopped; returns why it failed, or None."""
+    """Run the command, or resume it if it was stopped; returns the reason why it failed, or None."""
+    from utils.files import write_text  # loads torch, which the commands alone need
+
     place, mark = plan.folder(run), fingerprint(run, plan)
     resumes = read_stamp(place) == mark and (place / "checkpoint.pt").is_file()
     if not resumes:  # an old summary must not pass for that of the new settings
@@ -288,28 +286,29 @@ def start(run: Run, plan: Plan) -> str | None:
         code = subprocess.run(command, cwd=ROOT, stdout=console, stderr=subprocess.STDOUT).returncode
     if code == 0 and (place / "summary.json").is_file():
         return None
-    said = (place / CONSOLE).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    reason = f"ended by signal {-code}" if code < 0 else said[-1] if said else "no output"
+    lines = (place / CONSOLE).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    reason = f"ended by signal {-code}" if code < 0 else lines[-1] if lines else "no output"
     return f"{reason} (exit code {code}, see {place / CONSOLE})"
 
 
 def is_done(run: Run, plan: Plan) -> bool:
-    """Whether the run has finished under these very settings, on this very selected set."""
+    """Whether the run has finished with the same fingerprint."""
     place = plan.folder(run)
     return (place / "summary.json").is_file() and read_stamp(place) == fingerprint(run, plan)
 
 
 def fingerprint(run: Run, plan: Plan) -> str:
-    """Hash of all that decides the run's result: script, resolved settings, and the content of the set it reads."""
+    """Hash of all that affects the run's result: script, settings, and the content of the selected set that it reads."""
     cfg: Config = load_config(plan.arguments(run), script=run.job.script)
-    settings = {key: value for key, value in dataclasses.asdict(cfg).items() if key not in MACHINE}
+    counts = keys_that_affect("result", "verdict")
+    settings = {key: value for key, value in dataclasses.asdict(cfg).items() if key in counts}
     path = selected_set(run.job, run.seed, plan.output) if run.job.script in PHASE2 else None
     content = hashlib.sha256(path.read_bytes()).hexdigest() if path and path.is_file() else None
     return hashlib.sha256(json.dumps([run.job.script, settings, content], sort_keys=True).encode()).hexdigest()
 
 
 def read_stamp(place: Path) -> str | None:
-    """The fingerprint that the folder's run was started with."""
+    """The fingerprint with which the run in this directory was started."""
     try:
         return json.loads((place / STAMP).read_text(encoding="utf-8"))["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -327,7 +326,7 @@ def clock(seconds: float) -> str:
 
 
 class Entry(NamedTuple):
-    """One figure of a cell: ours over the seeds, or why there is none."""
+    """One figure of a cell: ours over the seeds, or the reason why there is none."""
 
     cell: Cell
     figure: str
@@ -346,7 +345,7 @@ class Entry(NamedTuple):
 
 
 def entries(table: int, plan: Plan, failures: dict[Run, str]) -> list[Entry]:
-    """All figures of a table, whatever `only` leaves out of running."""
+    """All figures of a table, also those of cells that `only` excludes."""
     result = []
     for cell in cells(table, plan.profile):
         summaries, missing = results(cell, plan, failures)
@@ -357,7 +356,7 @@ def entries(table: int, plan: Plan, failures: dict[Run, str]) -> list[Entry]:
 
 
 def results(cell: Cell, plan: Plan, failures: dict[Run, str]) -> tuple[list[dict], str | None]:
-    """The summaries of a cell's runs, and what is missing among them."""
+    """The summaries of a cell's runs, and the reasons why others are missing."""
     if isinstance(cell.source, str):
         return judge(foreign_set(cell.source), cell, plan)
     summaries, missing = [], []
@@ -373,12 +372,12 @@ def judge(path: Path, cell: Cell, plan: Plan) -> tuple[list[dict], str | None]:
     """Precision, recall and F1 of a selected set that another method made."""
     if not path.is_file():
         return [], f"missing: put the selection at {path} (or .npy, .csv)"
-    from datasets import build_data  # these load torch, which nothing else here needs
+    from datasets import build_data  # these load torch
     from utils.metrics import selection_quality
     from utils.selection.selected_set import load_clean_set
 
     try:
-        cfg = load_config(["--cfg", f"config/PEFT/{cell.dataset}.yaml", *plan.extra], script="main_real_phase1")
+        cfg = load_config(["--cfg", f"config/PEFT/{cell.dataset}.yaml", *plan.extra], script="reproduce")
         train = build_data(cfg).train
         return [selection_quality(load_clean_set(path, train.ids, train.fingerprint()), train.is_clean)], None
     except UserError as error:
@@ -390,6 +389,8 @@ def judge(path: Path, cell: Cell, plan: Plan) -> tuple[list[dict], str | None]:
 
 def write_table(table: int, plan: Plan, failures: dict[Run, str]) -> Path:
     """Write table<k>.md and table<k>.csv; returns the path of the former."""
+    from utils.files import as_csv, write_text  # loads torch
+
     path = plan.output / f"table{table}.md"
     if table == 11:
         rows = TABLES["table11"]["rows"]
@@ -405,27 +406,20 @@ def write_table(table: int, plan: Plan, failures: dict[Run, str]) -> Path:
 
 
 def csv_rows(found: list[Entry]) -> Iterator[tuple]:
-    """Long form: one line a figure."""
+    """Long form: one line per figure."""
     yield ("table", "dataset", "variant", "method", "noise", "figure", "ours", "deviation", "seeds", "paper",
            "difference", "missing")  # fmt: skip
     for e in found:
         c = e.cell
-        mean = statistics.fmean(e.ours) if e.ours else ""
-        deviation = statistics.stdev(e.ours) if len(e.ours) > 1 else ""
-        difference = mean - e.paper if e.ours else ""
+        mean = statistics.fmean(e.ours) if e.ours else None
+        deviation = statistics.stdev(e.ours) if len(e.ours) > 1 else None
+        difference = None if mean is None else mean - e.paper
         yield (c.table, c.dataset, c.variant, c.method, c.noise, e.figure, mean, deviation, len(e.ours), e.paper,
-               difference, e.missing or "")  # fmt: skip
-
-
-def as_csv(rows: Iterable[tuple]) -> str:
-    """Rows as CSV text."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+               difference, e.missing)  # fmt: skip
 
 
 def position(entry: Entry) -> tuple[str, str, str]:
-    """(section, row, column) of a figure, near to where the paper has it."""
+    """(section, row, column) of a figure, as in the paper where possible."""
     cell = entry.cell
     if cell.table == 3:
         return entry.figure, cell.method, cell.dataset
@@ -439,7 +433,7 @@ def position(entry: Entry) -> tuple[str, str, str]:
 
 
 def as_markdown(table: int, found: list[Entry], plan: Plan) -> str:
-    """The table as the paper lays it out, a section a data set and figure, and below it why entries are missing."""
+    """The table in the paper's layout, one section per data set and figure, then the reasons for missing entries."""
     sections: dict[str, dict[str, dict[str, Entry]]] = {}
     for entry in found:
         section, row, column = position(entry)
@@ -449,8 +443,8 @@ def as_markdown(table: int, found: list[Entry], plan: Plan) -> str:
     for section, rows in sections.items():
         columns = list(dict.fromkeys(column for row in rows.values() for column in row))
         lines += [f"## {section}", "", f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-        for name, row in rows.items():
-            shown = [with_reason(row[column], reasons) if column in row else "" for column in columns]
+        for name, found_by in rows.items():
+            shown = [with_reason(found_by[column], reasons) if column in found_by else "" for column in columns]
             lines.append(f"| {name} | {' | '.join(shown)} |")
         lines.append("")
     if reasons:
@@ -459,28 +453,28 @@ def as_markdown(table: int, found: list[Entry], plan: Plan) -> str:
 
 
 def with_reason(entry: Entry, reasons: list[str]) -> str:
-    """The entry's text, with the number of the reason why seeds are missing."""
+    """The entry's text, with the number of the reason where seeds are missing."""
     return f"{entry.text} [{reasons.index(entry.missing) + 1}]" if entry.missing else entry.text
 
 
 def notes(table: int, plan: Plan) -> list[str]:
-    """What a reader has to know about the numbers."""
+    """Explanations that the numbers need."""
     deviation = " ± standard deviation" if len(plan.seeds) > 1 else ""
     lines = [f"Ours{deviation} (the paper's, difference), in percent; seeds {', '.join(map(str, plan.seeds))}."]
     if table in NOTES:
         lines.append(NOTES[table])
     if plan.profile == "smoke":
         lines.append(
-            "Smoke profile: the handwritten digits and their backbone stand in for every data set and backbone, idn 0.4"
-            " for real-world noise. The differences say nothing about the paper."
+            "Smoke profile: the handwritten digits and their backbone replace every data set and backbone, idn 0.4"
+            " replaces real-world noise. The differences say nothing about the paper."
         )
         if table in (3, 8):
-            lines.append("Label-match's selection stands in for those of RoLT, UNICON, LongReMix and ProMix.")
+            lines.append("Label-match's selection replaces those of RoLT, UNICON, LongReMix and ProMix.")
     return lines
 
 
 def settings_table() -> list[str]:
-    """Table 11: the optimisers with which Table 4 is run."""
+    """Table 11: the optimizers of Table 4's runs."""
     lines = [f"# Table 11: {TABLES['table11']['title']}", ""]
     for name, settings in TABLES["table11"]["rows"].items():
         lines.append(f"* {name}: {', '.join(f'{key} {value:}' for key, value in settings.items())}")

@@ -1,7 +1,7 @@
 """Tiny copies of the data sets in their official layouts: the same files, folders and lists, with a few small images.
 
-Each `write_*` takes the data root, makes the data set's own folder in it, and returns {id: class} of the train split
-(labels where the data set counts its classes itself). Nothing here uses the code under test.
+Each `write_*` takes the data root, makes the data set's folder in it, and returns {id: class} of the train split, with
+labels as classes if the data set numbers them itself. Nothing here uses the code under test.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def shipped(dataset: str) -> list[str]:
 
 
 def write_image(path: Path, size: tuple[int, int] = (20, 16), mode: str = "RGB", **options) -> None:
-    """A picture of noise that depends on its name alone. `size`: width, height."""
+    """Write random pixels that depend on the file's name only. `size`: width, height."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.RandomState(zlib.crc32(path.name.encode()))
     pixels = rng.randint(0, 256, (size[1], size[0], 3), dtype=np.uint8)
@@ -33,12 +33,12 @@ def write_image(path: Path, size: tuple[int, int] = (20, 16), mode: str = "RGB",
 
 
 def truncate(path: Path) -> None:
-    """Cut off the end of an image file, as a broken download does; its header stays."""
+    """Cut off the end of an image file, like an incomplete download; the header remains."""
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
 
 
 def write_tiny_imagenet(root: Path, *, layout: str = "official", n_train: int = 2) -> dict[str, str]:
-    """`layout`: official, val (sorted into class folders, with the annotations left behind), or test (the same there)."""
+    """`layout`: official, val (sorted into class folders, annotations still in place), or test (sorted like val)."""
     folder = root / "tiny-imagenet-200"
     train = {f"train/{w}/images/{w}_{i}.JPEG": w for w in WNIDS for i in range(n_train)}
     for name in train:
@@ -57,7 +57,7 @@ def write_tiny_imagenet(root: Path, *, layout: str = "official", n_train: int = 
 
 
 def write_cars(root: Path, *, layout: str = "folders", n_train: int = 2) -> dict[str, str]:
-    """`layout`: folders (train|test/<class>/*.jpg) or devkit (.mat lists, classes in an order of their own)."""
+    """`layout`: folders (train|test/<class>/*.jpg) or devkit (.mat lists, classes in another order)."""
     folder = root / "stanford_cars"
     names = shipped("stanford_cars")
     if layout == "folders":
@@ -85,7 +85,7 @@ def write_cars(root: Path, *, layout: str = "folders", n_train: int = 2) -> dict
 
 
 def write_cub(root: Path) -> dict[str, int]:
-    """Two train images and one test image a class; returns {id: label from 0}."""
+    """Write two train images and one test image per class; returns {id: label from 0}."""
     folder = root / "CUB_200_2011"
     images, labels, split, train = [], [], [], {}
     for c, bird in enumerate(shipped("cub-200-2011"), 1):
@@ -103,7 +103,7 @@ def write_cub(root: Path) -> dict[str, int]:
 
 
 def write_clothing1m(root: Path, *, per_class: int = 6, images: bool = True) -> dict[str, int]:
-    """Key lists and label lists, as published: the label lists speak of all images; returns {id: label}."""
+    """Write key lists and label lists as published: the label lists contain all images; returns {id: label}."""
     folder = root / "clothing1m"
     train = {f"images/{i % 10}/{i // 10 % 10}/{i}.jpg": i % 14 for i in range(14 * per_class)}
     test = {f"images/{i % 10}/{i // 10 % 10}/9{i:06d}.jpg": i % 14 for i in range(28)}
@@ -119,7 +119,7 @@ def write_clothing1m(root: Path, *, per_class: int = 6, images: bool = True) -> 
 
 
 def write_webvision(root: Path, *, imagenet: bool = True) -> dict[str, int]:
-    """Lists with classes 0 to 59, images of the first 50 alone; returns {id: label}."""
+    """Write lists with classes 0 to 59, and images of the first 50; returns {id: label}."""
     folder = root / "webvision"
     train = {f"google/q{c:04d}/{c}_{i}.jpg": c for c in range(60) for i in range(2)}
     val = {f"val{c:06d}.jpg": c for c in range(60)}
@@ -135,7 +135,7 @@ def write_webvision(root: Path, *, imagenet: bool = True) -> dict[str, int]:
 
 
 def write_cifar(root: Path, name: str, *, n_train: int = 50) -> dict[str, int]:
-    """The official pickles and CIFAR-N's human labels (true label + 1); `name`: cifar10 or cifar100."""
+    """Write the official pickles and CIFAR-N's human labels (true label + 1); `name`: cifar10 or cifar100."""
     n_classes = int(name.removeprefix("cifar"))
     folder, files, test, key = {
         "cifar10": ("cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], "test_batch", "labels"),
@@ -159,7 +159,7 @@ def _write_cifar_batch(path: Path, key: str, labels: list[int], rng: np.random.R
 
 
 def write_all(root: Path) -> dict[str, dict]:
-    """Every data set that is read from disk, by its name in the settings; what the `write_*` return."""
+    """Write every data set that is read from disk; returns the results of `write_*` by data set."""
     cifar10, cifar100 = write_cifar(root, "cifar10"), write_cifar(root, "cifar100", n_train=200)
     return {
         "cifar10n": cifar10,

@@ -1,4 +1,4 @@
-"""What a user gets wrong about data, models and files: one line that says what, where and what to do; exit code 2."""
+"""Bad data, models and files: one line with the problem, the place and the next step; exit code 2."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pickle
 import sys
 from pathlib import Path
 
+import fixtures
 import numpy as np
 import open_clip
 import pytest
@@ -21,19 +22,11 @@ TINY = ("--cfg", "tiny.yaml", "max_steps=1", "epochs=1")
 CIFAR = (*TINY, "dataset=cifar100", "data_root=here", "download=false")
 
 
-def write_cifar100(root: Path, n: int = 40) -> Path:
-    """A tiny CIFAR-100 in the official layout."""
-    folder = root / "cifar-100-python"
-    folder.mkdir(parents=True)
-    rng = np.random.RandomState(0)
-    for name in ("train", "test"):
-        content = {
-            b"data": rng.randint(0, 256, (n, 3072)).astype(np.uint8),
-            b"fine_labels": [i % 100 for i in range(n)],
-            b"coarse_labels": [0] * n,
-        }
-        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
-    return folder
+def write_cifar100(root: Path) -> Path:
+    """Write a tiny CIFAR-100 in the official layout, without human labels."""
+    fixtures.write_cifar(root, "cifar100", n_train=40)
+    (root / "CIFAR-100_human.pt").unlink()
+    return root / "cifar-100-python"
 
 
 class Evil:
@@ -52,13 +45,13 @@ def test_a_good_cifar_runs(workdir):
 
 def test_missing_data_folder(workdir, fails):
     line = fails(main_phase1.main, *CIFAR)
-    assert "cifar100: looked for the official python version in here/cifar-100-python: there is no such folder" in line
+    assert "cifar100: looked for the official python version in here/cifar-100-python: no such directory" in line
     assert "download=true" in line
 
 
 def test_incomplete_data_folder(workdir, fails):
     (write_cifar100(workdir / "here") / "test").unlink()
-    assert "it lacks test" in fails(main_phase1.main, *CIFAR)
+    assert "without test; put it there" in fails(main_phase1.main, *CIFAR)
 
 
 def test_no_network(workdir, fails, monkeypatch):
@@ -70,7 +63,7 @@ def test_no_network(workdir, fails, monkeypatch):
     monkeypatch.setitem(datasets.readers.cifar.ARCHIVES, "cifar100", no_network)
     no_network.url = "https://example.org/cifar.tar.gz"
     line = fails(main_phase1.main, *CIFAR, "download=true")
-    assert "could not be fetched (OSError): unpack https://example.org/cifar.tar.gz there by hand" in line
+    assert "could not be downloaded (OSError); unpack https://example.org/cifar.tar.gz there" in line
 
 
 @pytest.mark.parametrize(

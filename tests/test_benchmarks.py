@@ -1,37 +1,36 @@
-"""The benchmarks on tiny sizes: both sides agree, results are complete, a broken side is found. No times are asserted."""
+"""The benchmarks on tiny sizes: both sides agree, results are complete, a broken side is detected. No time is asserted."""
 
 from __future__ import annotations
 
 import copy
-import functools
 import json
 from dataclasses import replace
 
-import open_clip
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks import bench, measure, naive, suites
+from benchmarks import bench, measure, naive, suites, workload
 from benchmarks.measure import Case, Part
+from benchmarks.suites.phase1 import both_steps
+from benchmarks.suites.text import both_texts, towers_flops
 from models.clip import load_clip
 
 CPU = torch.device("cpu")
-FEW = replace(suites.QUICK, eval_batch=2, fed_steps=1, phase2_images=10, noise_naive=10, input_images=8)
+FEW = replace(workload.QUICK, eval_batch=2, fed_steps=1, phase2_images=10, noise_naive=10, input_images=8)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def tiny():
-    """The smallest sizes, and one tokenizer for all models."""
+    """The smallest sizes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench, "QUICK", FEW)
-        patch.setattr(open_clip, "SimpleTokenizer", functools.cache(open_clip.SimpleTokenizer))
         yield
 
 
 @pytest.fixture(scope="module")
 def results(tiny, tmp_path_factory) -> dict[str, dict]:
-    """What a run of all suites wrote, by suite."""
+    """The results of a run of all suites, by suite."""
     folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench, "RESULTS", folder)
@@ -64,28 +63,26 @@ def test_both_sides_agree_and_the_results_are_complete(results, suite):
         assert f"| {row['case']} |" in bench.table(content["rows"])
 
 
-def test_text_counts_what_is_kept_for_the_backward_pass(results):
+def test_text_counts_what_is_saved_for_the_backward_pass(results):
     for row in results["text"]["rows"]:
         assert row["saved_bytes"]["naive"] > row["saved_bytes"]["ours"] > 0
         assert row["saved_ratio"] == row["saved_bytes"]["naive"] / row["saved_bytes"]["ours"]
 
 
-def test_scaling_counts_what_a_step_of_that_batch_takes(results):
-    """Extrapolated from batches of one and two: compared with a count at the full batch, every gradient in use."""
+def test_scaling_counts_the_operations_of_the_full_batch(results):
+    """They are extrapolated from batches of one and two: compared with a count at the full batch."""
     (row,) = results["scaling"]["rows"]
     few, many = FEW.scaling_classes
-    here = suites.Bench(FEW, CPU)
+    here = workload.Bench(FEW, CPU)
     for n_classes in (few, many):
-        cfg, names = here.config(prec="fp32"), suites.class_names(n_classes)
-        detector = suites.build_detector(cfg, names)
-        images = suites.random_batch(here, FEW.scaling_batch, n_classes, detector.image_size)[0]
-        for side, model in (("ours", detector), ("naive", suites.naive_detector(cfg, names, detector))):
-            flops = measure.count_flops(lambda: torch.cat(model(images)).sum().backward())
-            assert row["step_flops"][side][str(n_classes)] == flops
+        ours, theirs = workload.both_detectors(here.config(prec="fp32"), n_classes)
+        images = workload.random_batch(here, FEW.scaling_batch, n_classes, ours.image_size)[0]
+        for side, model in (("ours", ours), ("naive", theirs)):
+            assert row["step_flops"][side][str(n_classes)] == towers_flops(model, images)
     assert row["growth"]["naive"] > row["growth"]["ours"] > 1
 
 
-def test_phase1_tells_precision_and_waiting(results):
+def test_phase1_reports_precisions_and_waiting(results):
     (row,) = results["phase1"]["rows"]
     assert [found["prec"] for found in row["precisions"]] == ["bf16"]
     assert 0 <= row["precisions"][0]["same_selection"] <= 1
@@ -93,14 +90,14 @@ def test_phase1_tells_precision_and_waiting(results):
 
 
 @pytest.mark.parametrize("trusted", [1, 3, 4])
-def test_phase1_trusts_as_many_labels_as_it_says(trusted):
-    here = suites.Bench(FEW, CPU)
-    ours, theirs = (step() for step in suites._phase1_pair(here, here.config(prec="fp32"), 6, 4, trusted))
+def test_phase1_selects_as_many_labels_as_it_says(trusted):
+    here = workload.Bench(FEW, CPU)
+    ours, theirs = (step() for step in both_steps(here, here.config(prec="fp32"), 6, 4, trusted))
     assert ours["selected"].sum() == theirs["selected"].sum() == trusted
     assert all(ours[name].abs().max() > 0 for name in ours if name.startswith("prompts"))  # not zeros that agree
 
 
-def test_safety_is_measured_by_itself(results):
+def test_safety_is_measured_separately(results):
     (row,) = results["safety"]["rows"]
     costs, added = row["safety"]["seconds"], row["safety"]["added_seconds"]
     assert all(cost > 0 for cost in costs.values())
@@ -110,9 +107,9 @@ def test_safety_is_measured_by_itself(results):
     assert "by arithmetic, not measured" in bench.table([row])
 
 
-QUICKLY = ("--quick", "--repeats", "1", "--out")
+QUICK = ("--quick", "--repeats", "1", "--out")
 BREAK = {
-    "text": ("block", lambda f: lambda *args: 1.01 * f(*args)),
+    "text": ("attention", lambda f: lambda attn, x, mask: f(attn, x, None)),
     "scaling": ("detection_loss", lambda f: lambda *args: (2 * f(*args)[0], f(*args)[1])),
     "phase1": ("detection_loss", lambda f: lambda *args: (f(*args)[0], ~f(*args)[1])),
     "phase2": ("selected_loss", lambda f: lambda logits, y, keep: f(logits, y, ~keep)),
@@ -124,38 +121,37 @@ BREAK = {
 
 
 @pytest.mark.parametrize("suite", suites.SUITES)
-def test_a_side_that_computes_something_else_is_found(monkeypatch, capsys, tmp_path, suite):
-    name, spoil = BREAK[suite]
-    monkeypatch.setattr(naive, name, spoil(getattr(naive, name)))
+def test_a_side_that_computes_something_else_is_detected(monkeypatch, capsys, tmp_path, suite):
+    name, broken = BREAK[suite]
+    monkeypatch.setattr(naive, name, broken(getattr(naive, name)))
     with pytest.raises(SystemExit) as stop:
-        bench.main(["--suite", suite, *QUICKLY, str(tmp_path / "out.json")])
+        bench.main(["--suite", suite, *QUICK, str(tmp_path / "out.json")])
     assert stop.value.code == 1
     assert "not the same numbers" in capsys.readouterr().err
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
-    spoilt = [row for row in rows if not row["equal"]]
-    assert spoilt
-    assert all("ratio" not in row for row in spoilt)  # times of different work mean nothing
+    different = [row for row in rows if not row["equal"]]
+    assert different
+    assert all("ratio" not in row for row in different)  # times of different work mean nothing
 
 
-def test_rejected_samples_that_are_trained_on_are_found(monkeypatch, tmp_path):
-    shuffled = suites.Loader.shuffled
-    monkeypatch.setattr(suites.Loader, "shuffled", lambda loader, epoch, only: shuffled(loader, epoch))
+def test_rejected_samples_that_are_trained_on_are_detected(monkeypatch, tmp_path):
+    shuffled = workload.Loader.shuffled
+    monkeypatch.setattr(workload.Loader, "shuffled", lambda loader, epoch, only: shuffled(loader, epoch))
     with pytest.raises(SystemExit):
-        bench.main(["--suite", "phase2", *QUICKLY, str(tmp_path / "out.json")])
+        bench.main(["--suite", "phase2", *QUICK, str(tmp_path / "out.json")])
 
 
 def test_the_naive_towers_are_open_clip_s():
-    """Checked against open_clip's own forward, so that both sides are not wrong in the same way."""
-    here = suites.Bench(FEW, CPU)
-    cfg, names = here.config(prec="fp32"), ["apple", "sweet_pepper"]
-    detector = suites.naive_detector(cfg, names, suites.build_detector(cfg, names))
-    images = torch.randn(3, 3, 32, 32)
+    """Compared with open_clip's own forward pass, so that both sides are not wrong in the same way."""
+    cfg = workload.Bench(FEW, CPU).config(prec="fp32")
+    detector = workload.both_detectors(cfg, 2)[1]
     clip, tokenizer = load_clip(cfg)
+    images = torch.randn(3, 3, *clip.visual.image_size)
     with torch.no_grad():
         features = naive.image_tower(detector.clip.visual, images) @ clip.visual.proj
         torch.testing.assert_close(features, clip.encode_image(images))
         # With the P's own embeddings as context, the prompts are plain captions.
-        tokens = tokenizer([f"{' '.join(['P'] * cfg.n_ctx)} {name}." for name in ("apple", "sweet pepper")])
+        tokens = tokenizer([f"{' '.join(['P'] * cfg.n_ctx)} {name}." for name in workload.class_names(2)])
         ctx = clip.token_embedding(tokens)[0, 1 : 1 + cfg.n_ctx]
         torch.testing.assert_close(detector.text_features(ctx), clip.encode_text(tokens, normalize=True))
 
@@ -183,15 +179,14 @@ def test_saved_bytes_are_storages_without_weights_each_once():
 
 
 def test_saved_bytes_on_the_meta_device_are_those_of_a_real_run():
-    here = suites.Bench(FEW, CPU)
-    cfg, names = here.config(prec="fp32"), suites.class_names(5)
-    detector = suites.naive_detector(cfg, names, suites.build_detector(cfg, names))
+    here = workload.Bench(FEW, CPU)
+    detector = workload.both_detectors(here.config(prec="fp32"), 5)[1]
     dry = copy.deepcopy(detector).to("meta")
-    counts = [measure.saved_bytes(suites._both_texts(module), module) for module in (detector, dry)]
+    counts = [measure.saved_bytes(both_texts(module), module) for module in (detector, dry)]
     assert counts[0] == counts[1] > 0
 
 
-def test_operations_of_fused_attention_are_seen():
+def test_operations_of_fused_attention_are_counted():
     q = torch.randn(2, 3, 5, 8)
     assert measure.count_flops(lambda: scaled_dot_product_attention(q, q, q)) == 2 * 2 * (2 * 3 * 5 * 5 * 8)
 
@@ -212,24 +207,16 @@ def test_parts_count_as_often_as_they_say(monkeypatch):
     assert row["ceiling_share"] == {"ours": pytest.approx(1280 / 11 / 256), "naive": pytest.approx(0.5)}
 
 
-def test_steps_are_timed_behind_a_step_in_the_memory_of_their_side(monkeypatch):
+def test_every_timed_step_follows_an_untimed_one():
     events = []
-    for name in ("keep_freed_memory", "return_freed_memory"):
-        monkeypatch.setattr(measure, name, lambda name=name: events.append(name))
     sides = [(Part(lambda side=side: events.append(side)),) for side in ("ours", "naive")]
     numbers = {"x": torch.ones(1)}
     case = Case("x", 0.0, *sides, check=lambda: (numbers, numbers), steps=True)
     measure.measure(case, repeats=2, device=CPU, ceiling=1.0)
-    turn = ["keep_freed_memory", "ours", "ours", "return_freed_memory", "naive", "naive"]
-    assert events == ["ours", "naive", *turn, *turn]
+    assert events == ["ours", "naive", *2 * ["ours", "ours", "naive", "naive"]]
     events.clear()
-    measure.measure(replace(case, both_keep=True, steps=False), repeats=1, device=CPU, ceiling=1.0)
-    assert events == ["ours", "naive", "keep_freed_memory", "ours", "keep_freed_memory", "naive"]
-
-
-def test_safety_compares_both_sides_in_the_same_memory(monkeypatch, tmp_path):
-    monkeypatch.setattr(measure, "return_freed_memory", lambda: pytest.fail("the naive side gives memory back"))
-    bench.main(["--suite", "safety", *QUICKLY, str(tmp_path / "out.json")])
+    measure.measure(replace(case, steps=False), repeats=1, device=CPU, ceiling=1.0)
+    assert events == ["ours", "naive", "ours", "naive"]
 
 
 def test_a_naive_side_that_does_not_fit_leaves_ours():
@@ -245,11 +232,11 @@ def test_a_naive_side_that_does_not_fit_leaves_ours():
 
 
 def test_class_names_are_distinct():
-    assert len(set(suites.class_names(1000))) == 1000
+    assert len(set(workload.class_names(1000))) == 1000
 
 
 @pytest.mark.parametrize(
-    "argv, message", [(["--repeats", "0"], "--repeats 0"), (["--device", "cuda"], "no CUDA device")]
+    "argv, message", [(["--repeats", "0"], "--repeats 0"), (["--device", "cuda"], "no CUDA device is available")]
 )
 def test_bad_input(fails, monkeypatch, argv, message):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -1,10 +1,9 @@
-"""check_data.py: what it says of data that are whole, damaged, or not this project's."""
+"""check_data.py on data that are complete, damaged, or from elsewhere."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,7 @@ import torch
 from conftest import ROOT
 from fixtures import write_cifar
 
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import check_data  # noqa: E402 (scripts/ comes first)
+from scripts import check_data
 
 ARGS = ("--cfg", "tiny.yaml", "dataset=cifar100", "data_root=here", "class_names=names.txt")
 SYM = (*ARGS, "--noise_mode", "sym", "--noise_ratio", "0.4")
@@ -38,7 +35,7 @@ def published(tmp_path_factory) -> Path:
         monkeypatch.chdir(folder)
         believe(monkeypatch)
         write_cifar(Path("here"), "cifar100", n_train=1000)
-        shutil.copy(ROOT / "datasets" / "class_names" / "cifar100.txt", "names.txt")
+        shutil.copy(ROOT / "datasets" / "readers" / "class_names" / "cifar100.txt", "names.txt")
         Path("tiny.yaml").write_text("dataset: cifar100\n")
         check_data.main([*SYM, "--write-fingerprints"])
     return folder
@@ -199,7 +196,7 @@ def test_the_selected_set(tiny, capsys):
 
 def test_bad_settings_are_one_line(tiny, fails):
     assert "unknown key 'nois'" in fails(check_data.main, *SYM, "nois=1")
-    assert "nothing to keep" in fails(check_data.main, *ARGS, "dataset=cifar100n", "--write-fingerprints")
+    assert "nothing to store" in fails(check_data.main, *ARGS, "dataset=cifar100n", "--write-fingerprints")
 
 
 def test_digits_need_no_files(workdir, capsys):

@@ -1,29 +1,24 @@
-"""compare_detectors.py: its figures, its detectors on easy data, its table, and that it goes on where it stopped."""
+"""compare_detectors.py: its figures, its detectors on easy data, its table, and that repeating it resumes."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
 
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import compare_detectors as compare  # noqa: E402 (scripts/ comes first)
-
-from utils.config import Config  # noqa: E402
+from scripts import compare_detectors as compare
+from utils.config import Config
 
 
 @pytest.fixture
 def easy(monkeypatch) -> np.ndarray:
     """Frozen features of ten far heaps, with 30 of 300 labels wrong; returns which are right."""
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     true = np.arange(300) % 10
     given = true.copy()
     given[:30] = (true[:30] + 1 + np.arange(30) % 9) % 10
-    features = 10 * np.eye(10)[true] + chance.normal(size=(300, 10))
+    features = 10 * np.eye(10)[true] + rng.normal(size=(300, 10))
     monkeypatch.setattr(compare, "frozen_features", lambda cfg: (features, given))
     return given == true
 
@@ -62,8 +57,8 @@ def test_the_table_is_kept_cell_by_cell(workdir, monkeypatch, capsys, fails):
 
 
 def test_both_verdicts_share_a_training(workdir, monkeypatch, capsys):
-    trained, original = [], compare.main_phase1.train_one_epoch
-    monkeypatch.setattr(compare.main_phase1, "train_one_epoch", lambda *a: trained.append(a[-1]) or original(*a))
+    trained, original = [], compare.main_phase1.Epoch
+    monkeypatch.setattr(compare.main_phase1, "Epoch", lambda *a: trained.append(a[-1]) or original(*a))
     argv = ["--cfg", "tiny.yaml", "--noises", "sym0.2", "--seeds", "0", "--methods"]
     compare.main([*argv, "DeFT,DeFT-margin"])
     together = capsys.readouterr().out.strip().splitlines()[-2:]
@@ -83,7 +78,7 @@ def test_both_verdicts_share_a_training(workdir, monkeypatch, capsys):
     [
         (["--noises", "sym4"], "a noise is written like sym0.4"),
         (["--methods", "DeFT,magic"], "unknown method 'magic'"),
-        (["--seeds", "0,x"], "expected numbers with commas"),
+        (["--seeds", "0,x"], "expected numbers separated by commas"),
         (["spam=1"], "unknown key 'spam'"),
     ],
 )

@@ -170,7 +170,7 @@ def test_before_a_run_nothing_but_warnings_is_said(workdir, capsys, monkeypatch)
     main_phase1.main([*own, "--quiet"])
     said = capsys.readouterr().out
     assert "no test split" not in said
-    assert "left out 1 images" in said
+    assert "skipped 1 images" in said
     assert "warning: 2 of 2 class names look like codes" in said
 
 

@@ -1,4 +1,4 @@
-"""The data sets that are read from files: layouts, labels, noise, transforms, workers, and what bad input says."""
+"""The data sets that are read from files: layouts, labels, noise, transforms, workers, and messages for bad input."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ import torch
 from PIL import Image
 from torchvision import transforms as tv
 
-import datasets
+import datasets.noise
 from datasets import Data, Loader, NoisyImages, build_data, build_loaders
 from datasets.images.files import BatchReader, ReadRequest, identity, small_pixels
-from datasets.images.transforms import RECIPES, Recipe, crop_file, resize_file
+from datasets.images.transforms import crop_file, resize_file
 from datasets.loader import worker_count
 from datasets.readers.clothing1m import balanced_subset
-from datasets.readers.layout import Listing, check_files
+from datasets.readers.layout import check_files
+from datasets.readers.splits import Listing
 from utils.config import Config
+from utils.config.catalog import DATASETS, Recipe, accepted, resolve
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -59,7 +61,7 @@ WRITERS = {
 
 
 def taking(size: int) -> SimpleNamespace:
-    """What loaders need of a model that takes images of `size` pixels."""
+    """A stand-in for a model that takes images of `size` pixels."""
     return SimpleNamespace(image_size=size, statistics=None)
 
 
@@ -69,16 +71,16 @@ def settings(dataset: str, root: Path, **keys) -> Config:
 
 @pytest.fixture(scope="module")
 def disk(tmp_path_factory) -> tuple[Path, dict[str, dict]]:
-    """A data root with every data set, not to be written to, and what each holds."""
+    """A read-only data root with every data set, and the contents of each."""
     root = tmp_path_factory.mktemp("data")
     return root, fixtures.write_all(root)
 
 
-# ------------------------------------------------------------ what is read
+# ----------------------------------------------------------------- readers
 
 
 def expected_label(dataset: str, value: str | int) -> int:
-    """The label of a fixture's class, by rules of its own."""
+    """The label of a fixture's class, computed without the code under test."""
     if dataset == "tiny_imagenet":
         return sorted(fixtures.WNIDS).index(value)
     return fixtures.shipped(dataset).index(value) if isinstance(value, str) else value
@@ -111,6 +113,16 @@ def test_ids_labels_names_and_noise(disk, dataset, tmp_path):
     assert set(data.extra_tests) == ({"imagenet"} if dataset == "webvision" else set())
 
 
+@pytest.mark.parametrize("dataset", CLASSES)
+def test_readers_need_no_config(disk, dataset):
+    root, written = disk
+    reader = resolve(DATASETS[dataset].reader)
+    splits = reader(root, **accepted(reader, {"num_samples": 0, "dataset": dataset}))
+    expected = [expected_label(dataset, value) for value in written[dataset].values()]
+    assert sorted(splits.train.labels.tolist()) == sorted(expected)
+    assert splits.test is not None
+
+
 @pytest.mark.parametrize("dataset", FILE_SETS)
 def test_root_may_be_the_folder_itself(disk, dataset, tmp_path):
     root, _ = disk
@@ -125,10 +137,10 @@ def test_root_may_be_the_folder_itself(disk, dataset, tmp_path):
 def test_tiny_imagenet_test_split_in_every_layout(tmp_path, layout):
     fixtures.write_tiny_imagenet(tmp_path, layout=layout, n_train=1)
     if layout == "val":
-        (tmp_path / "tiny-imagenet-200/val/images").mkdir()  # the usual scripts leave it behind, empty
+        (tmp_path / "tiny-imagenet-200/val/images").mkdir()  # the usual scripts leave it empty
     data = build_data(settings("tiny_imagenet", tmp_path))
     by_file = {name.split("/")[-1]: label for name, label in zip(data.test.ids, data.test.given.tolist())}
-    assert by_file == {f"val_{i}.JPEG": 199 - i for i in range(200)}  # the fixture writes the classes backwards
+    assert by_file == {f"val_{i}.JPEG": 199 - i for i in range(200)}  # the fixture writes the classes in reverse order
 
 
 def test_tiny_imagenet_names_follow_the_wordnet_ids():
@@ -162,7 +174,7 @@ def test_cars_devkit_maps_classes_by_name(tmp_path):
     assert {i: names[label] for i, label in zip(data.train.ids, data.train.given.tolist())} == written
     assert sorted(data.test.given.tolist()) == list(range(196))
     assert data.test.ids[1] == "cars_test/00002.jpg"
-    assert names[data.test.given[1]] == names[2]  # the fixture's devkit counts the even ones first
+    assert names[data.test.given[1]] == names[2]  # the fixture's devkit numbers the even ones first
 
 
 def test_cars_folders_may_have_underscores(tmp_path):
@@ -208,7 +220,7 @@ def test_human_labels_are_real_noise_whatever_the_mode(disk, tmp_path):
 
 
 def noise_by_hand(labels: list[int], n_classes: int, mode: str, ratio: float, *, shuffle: bool) -> list[int]:
-    """The draws as the paper's scripts make them, written down a second time."""
+    """The draws of the paper's scripts, implemented a second time."""
     rng = random.Random(0)
     order = list(range(len(labels)))
     rng.shuffle(order)
@@ -246,7 +258,7 @@ def test_instance_dependent_noise_sees_small_images(disk, dataset, tmp_path, mon
         seen.update(n_classes=n_classes, ratio=ratio, seed=seed, rows=rows, pixels=pixels(rows))
         return (labels + 1) % n_classes
 
-    monkeypatch.setattr(datasets, "instance_dependent_noise", stand_in)
+    monkeypatch.setattr(datasets.noise, "instance_dependent_noise", stand_in)
     noise = {"noise_mode": "idn", "noise_ratio": 0.3, "seed": 5, "noise_file": str(tmp_path / "noise.npz")}
     train = build_data(settings(dataset, disk[0], **noise)).train
     assert train.given.equal((train.true + 1) % CLASSES[dataset])
@@ -262,7 +274,7 @@ SHAPES = [(300, 200), (90, 200), (17, 23), (64, 64)]
 
 
 def reference_resize(dataset: str, size: int, *, train: bool) -> list:
-    """The table of the paper's transforms in torchvision's words, for a model of `size` pixels."""
+    """The paper's transforms in torchvision, for a model with `size` input pixels."""
     large = round(size * 256 / 224)
     if dataset == "clothing1m":
         return [tv.Resize(large)]
@@ -275,8 +287,8 @@ def eval_crop(image: Image.Image, recipe: Recipe, size: int) -> Image.Image:
     return crop_file(resize_file(image, recipe, size, training=False), size, seed=0, epoch=None, index=0)
 
 
-def train_crop(image: Image.Image, recipe: Recipe, size: int, **chance: int) -> Image.Image:
-    return crop_file(resize_file(image, recipe, size, training=True), size, **chance)
+def train_crop(image: Image.Image, recipe: Recipe, size: int, **stream: int) -> Image.Image:
+    return crop_file(resize_file(image, recipe, size, training=True), size, **stream)
 
 
 @pytest.mark.parametrize("size", [224, 32])
@@ -287,7 +299,7 @@ def test_test_transform_is_torchvisions(dataset, size, tmp_path):
     for shape in SHAPES:
         fixtures.write_image(tmp_path / "x.png", shape)
         image = Image.open(tmp_path / "x.png")
-        assert tv.functional.pil_to_tensor(eval_crop(image, RECIPES[dataset], size)).equal(reference(image))
+        assert tv.functional.pil_to_tensor(eval_crop(image, DATASETS[dataset].recipe, size)).equal(reference(image))
 
 
 @pytest.mark.parametrize("dataset", FILE_SETS)
@@ -300,7 +312,7 @@ def test_train_crop_is_a_window_of_torchvisions_resize(dataset, tmp_path):
     for top, left in itertools.product(range(resized.shape[0] - size + 1), range(resized.shape[1] - size + 1)):
         windows[resized[top : top + size, left : left + size].tobytes()] = (top, left)
     for index, epoch in itertools.product(range(60), (1, 2)):
-        crop = np.asarray(train_crop(image, RECIPES[dataset], size, seed=0, epoch=epoch, index=index))
+        crop = np.asarray(train_crop(image, DATASETS[dataset].recipe, size, seed=0, epoch=epoch, index=index))
         places.add(windows[crop.tobytes()])
     assert {top for top, _ in places} == set(range(resized.shape[0] - size + 1))
     assert len({left for _, left in places}) > 3
@@ -308,7 +320,7 @@ def test_train_crop_is_a_window_of_torchvisions_resize(dataset, tmp_path):
 
 
 def test_recipes_normalise_with_the_papers_numbers(disk):
-    """The whole way of one image: decoded, resized, normalised; in training also cropped, and mirrored half the time."""
+    """One image end to end: decoded, resized, normalised; in training also cropped, and mirrored half the time."""
     imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     clip = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
     moments = {
@@ -343,14 +355,14 @@ def test_every_colour_mode_becomes_rgb(tmp_path, mode):
     path = tmp_path / f"x.{'jpg' if mode == 'CMYK' else 'png'}"
     fixtures.write_image(path, mode=mode)
     expected = tv.functional.pil_to_tensor(Image.open(path).convert("RGB").resize((16, 16), 2))
-    images, index, unreadable = read([path], RECIPES["cub-200-2011"])
+    images, index, unreadable = read([path], DATASETS["cub-200-2011"].recipe)
     assert images.shape == (1, 3, 16, 16)
     assert images[0].equal(expected)
     assert (index.tolist(), unreadable) == ([0], {})
 
 
-def read(paths: list[Path], recipe: Recipe = RECIPES["clothing1m"]) -> tuple:
-    """A batch of these files as a worker makes it, under the test transform for 16 pixels."""
+def read(paths: list[Path], recipe: Recipe = DATASETS["clothing1m"].recipe) -> tuple:
+    """A batch of these files as read by a worker, with the test transform for 16 pixels."""
     return BatchReader(recipe, 16, 0, {})[ReadRequest([*range(len(paths))], [str(path) for path in paths], None)]
 
 
@@ -367,7 +379,7 @@ def test_workers_change_nothing(disk):
     state = torch.get_rng_state()
     alone = passes(settings("webvision", disk[0], batch_size=16), data)
     pair = passes(settings("webvision", disk[0], batch_size=16, num_workers=2), data)
-    assert torch.get_rng_state().equal(state)  # reading draws from no one's generator
+    assert torch.get_rng_state().equal(state)  # reading leaves the global generator alone
     assert len(alone) == len(pair) == 3 * 7 + 4
     for one, two in zip(alone, pair):
         assert all(a.equal(b) for a, b in zip(one, two))
@@ -389,11 +401,11 @@ def test_crops_depend_on_sample_and_epoch_not_on_the_batch(disk):
     assert not images(50, 1).equal(images(50, 2))
 
 
-def test_what_workers_are_given_can_be_sent_to_a_new_process(disk):
+def test_worker_arguments_can_be_pickled(disk):
     cfg = settings("webvision", disk[0], num_workers=2)
     loader = build_loaders(cfg, build_data(cfg), taking(16), CPU)[0]
-    sent = pickle.dumps((loader.reader.dataset, identity))
-    assert len(sent) < 1000  # and it does not grow with the data set
+    sent = pickle.dumps((loader.source.reader.dataset, identity))
+    assert len(sent) < 1000  # independent of the size of the data set
 
 
 def test_one_pass_at_a_time(disk):
@@ -419,7 +431,7 @@ def test_max_steps_and_worker_count(disk):
 
 @pytest.fixture
 def damaged(tmp_path) -> tuple[Path, list[str]]:
-    """WebVision with a truncated file, a text, an empty file, and one that vanished after the lists were checked."""
+    """WebVision with a truncated file, a text file, an empty file, and one to delete after the lists were checked."""
     fixtures.write_webvision(tmp_path)
     folder = tmp_path / "webvision"
     names = [f"google/q{c:04d}/{c}_0.jpg" for c in (3, 4, 5, 6)]
@@ -430,7 +442,7 @@ def damaged(tmp_path) -> tuple[Path, list[str]]:
 
 
 def complaint(run: Callable[[], object]) -> str:
-    """The message of the UserError that `run` ends with. (pytest.raises would keep the frames, and workers, alive.)"""
+    """The message of the UserError of `run`. (pytest.raises would keep the frames, and so the workers, alive.)"""
     try:
         run()
     except UserError as error:
@@ -444,7 +456,7 @@ def test_an_unreadable_image_stops_the_run_with_its_path(damaged, workers):
     loader = build_loaders(cfg, build_data(cfg), taking(16), CPU)[0]
     message = complaint(lambda: list(loader.ordered()))
     assert re.fullmatch(
-        rf"{damaged[0]}/webvision/{damaged[1][0]}: cannot be read as an image \(image file is truncated[^\n]*\); replace it, or set skip_unreadable=true to go on without such images",
+        rf"{damaged[0]}/webvision/{damaged[1][0]}: cannot be read as an image \(image file is truncated[^\n]*\); replace it, or set skip_unreadable=true to leave out unreadable images",
         message,
     )
 
@@ -479,7 +491,7 @@ def test_nothing_readable_is_an_error_even_when_skipping(damaged):
     data = build_data(cfg)
     for path in data.train.images:
         fixtures.truncate(Path(path))
-    with pytest.raises(UserError, match="not one image of webvision"):
+    with pytest.raises(UserError, match="webvision: no image can be read"):
         list(build_loaders(cfg, data, taking(16), CPU)[0].shuffled(1))
 
 
@@ -550,16 +562,16 @@ def test_only_the_subsets_files_are_looked_for(tmp_path, monkeypatch):
     keys = (tmp_path / "clothing1m/noisy_train_key_list.txt").read_text().split()
     for name in set(keys) - chosen:
         (tmp_path / "clothing1m" / name).unlink()
-    monkeypatch.setattr(os, "stat", lambda *a, **k: pytest.fail("looked at a single file"))
+    monkeypatch.setattr(os, "stat", lambda *a, **k: pytest.fail("called for a single file"))
     listing = Listing(tmp_path / "clothing1m", sorted(chosen), np.zeros(14, dtype=np.int64))
-    check_files(Config(), listing, Path("list"))
+    check_files(listing, Path("list"))
     monkeypatch.undo()
     build_data(settings("clothing1m", tmp_path, num_samples=14))
     with pytest.raises(UserError, match="and 265 more"):
         build_data(settings("clothing1m", tmp_path, num_samples=0))
 
 
-# ------------------------------------------------------- what bad input says
+# --------------------------------------------------- messages for bad input
 
 
 def edit(path: str, pattern: str, replacement: str) -> Callable[[Path], None]:
@@ -591,11 +603,15 @@ def empty(path: str) -> Callable[[Path], None]:
 
 TINY, CARS, CUB, CLOTHING, WEB = FILE_SETS
 CASES = {
-    # a data set, what is done to its folder, what the message must say
+    # data set, damage to its folder, parts of the message
     "tiny: folder deeper": (TINY, "deeper", ["looked for train in", "one folder deeper; set data_root="]),
-    "tiny: still packed": (TINY, "packed", ["found the archive", "tiny-imagenet-200.zip, still packed; unpack it in"]),
+    "tiny: still packed": (
+        TINY,
+        "packed",
+        ["found the archive", "tiny-imagenet-200.zip, which is not unpacked; unpack it in"],
+    ),
     "tiny: no folder": (TINY, "gone", ["looked for train in", "data holds other", "data_root", "README"]),
-    "tiny: no root": (TINY, "rootless", ["there is no folder", "set data_root"]),
+    "tiny: no root": (TINY, "rootless", ["nowhere is not a directory", "set data_root"]),
     "tiny: empty train": (TINY, "no classes", ["found no images train/<class>/[*].jpg in"]),
     "tiny: empty class": (
         TINY,
@@ -605,7 +621,7 @@ CASES = {
     "tiny: class renamed": (
         TINY,
         rename(f"train/{fixtures.WNIDS[0]}", "train/goldfish"),
-        ["'goldfish' is no WordNet id"],
+        ["'goldfish' is not a WordNet id"],
     ),
     "tiny: class gone": (
         TINY,
@@ -617,11 +633,11 @@ CASES = {
         edit("val/val_annotations.txt", r"^val_7\.JPEG.*\n", ""),
         ["no line for the image val_7"],
     ),
-    "tiny: no val image": (TINY, remove("val/images/val_7.JPEG"), [r"names val_7\.JPEG, which is missing"]),
+    "tiny: no val image": (TINY, remove("val/images/val_7.JPEG"), [r"the image val_7\.JPEG is missing"]),
     "tiny: val image twice": (
         TINY,
         edit("val/val_annotations.txt", r"^val_8\.", "val_7."),
-        [r"line 9: 'val_7\.JPEG' stands there a second time"],
+        [r"line 9: duplicate entry 'val_7\.JPEG'; keep one"],
     ),
     "tiny: malformed line": (
         TINY,
@@ -631,27 +647,35 @@ CASES = {
     "tiny: no val": (TINY, remove("val"), ["looked for images in .*val/images, and for class folders", "unpack"]),
     "tiny: no list": (TINY, remove("val/val_annotations.txt"), ["looked for the list .*val_annotations.txt"]),
     "cars: still packed": (CARS, "packed", ["archive .*stanford_cars.zip"]),
-    "cars: no test": (CARS, remove("test"), ["test: looked for 196 class folders, found 0, and none for 'am general"]),
+    "cars: no test": (
+        CARS,
+        remove("test"),
+        ["test: looked for 196 class folders, found 0; there is none for 'am general"],
+    ),
     "cars: unknown class": (
         CARS,
         rename("train/Audi R8 Coupe 2012", "train/Audi R9"),
-        ["folder 'Audi R9' is none of the 196"],
+        ["folder 'Audi R9' is not one of the 196"],
     ),
-    "cars: class gone": (CARS, remove("test/Audi R8 Coupe 2012"), ["found 195, and none for 'audi r8 coupe 2012'"]),
+    "cars: class gone": (
+        CARS,
+        remove("test/Audi R8 Coupe 2012"),
+        ["found 195; there is none for 'audi r8 coupe 2012'"],
+    ),
     "cub: folder deeper": (CUB, "deeper", ["looked for images.txt", "one folder deeper"]),
     "cub: still packed": (CUB, "packed", ["archive .*CUB_200_2011.zip"]),
     "cub: missing image": (
         CUB,
         remove("images/001.Black_footed_Albatross"),
-        ["names images/001.* and 1 more", "no folder .*001"],
+        ["names images/001.* and 1 more", "no directory .*001"],
     ),
     "cub: label 0": (
         CUB,
         edit("image_class_labels.txt", r"^5 2$", "5 0"),
-        ["line 5: label '0' is no class number from 1 to 200"],
+        [r"line 5: invalid label '0': expected an integer in \[1, 200\]"],
     ),
-    "cub: label 201": (CUB, edit("image_class_labels.txt", r"^5 2$", "5 201"), ["line 5: label '201'"]),
-    "cub: label text": (CUB, edit("image_class_labels.txt", r"^5 2$", "5 two"), ["line 5: label 'two'"]),
+    "cub: label 201": (CUB, edit("image_class_labels.txt", r"^5 2$", "5 201"), ["line 5: invalid label '201'"]),
+    "cub: label text": (CUB, edit("image_class_labels.txt", r"^5 2$", "5 two"), ["line 5: invalid label 'two'"]),
     "cub: malformed line": (CUB, edit("images.txt", r"^4 .*$", "4"), ["line 4: expected '<number> <file>', found '4'"]),
     "cub: no label": (
         CUB,
@@ -659,11 +683,15 @@ CASES = {
         ["image_class_labels.txt: no line for image 9"],
     ),
     "cub: no split": (CUB, edit("train_test_split.txt", r"^9 0\n", ""), ["train_test_split.txt: no line for image 9"]),
-    "cub: image twice": (CUB, edit("images.txt", r"^2 (.*)0001", r"2 \g<1>0000"), ["line 2: .* second time"]),
+    "cub: image twice": (
+        CUB,
+        edit("images.txt", r"^2 (.*)0001", r"2 \g<1>0000"),
+        ["line 2: duplicate entry .*; keep one"],
+    ),
     "cub: number twice": (
         CUB,
         edit("image_class_labels.txt", r"^2 ", "1 "),
-        ["line 2: '1' stands there a second time"],
+        ["line 2: duplicate entry '1'; keep one"],
     ),
     "cub: no list": (CUB, remove("train_test_split.txt"), ["looked for the list .*train_test_split.txt"]),
     "cub: all test": (CUB, "all test", ["found no train images by train_test_split.txt"]),
@@ -672,12 +700,12 @@ CASES = {
     "clothing: no label": (
         CLOTHING,
         edit("noisy_label_kv.txt", r"^images/3/0/3\.jpg 3\n", ""),
-        [r"no label for 'images/3/0/3\.jpg', which noisy_train_key_list"],
+        [r"no label for 'images/3/0/3\.jpg' of noisy_train_key_list"],
     ),
     "clothing: label 14": (
         CLOTHING,
         edit("noisy_label_kv.txt", r"^(images/3/0/3\.jpg) 3$", r"\1 14"),
-        ["label '14' .* 0 to 13"],
+        [r"invalid label '14': .* \[0, 13\]"],
     ),
     "clothing: malformed": (
         CLOTHING,
@@ -687,12 +715,12 @@ CASES = {
     "clothing: key twice": (
         CLOTHING,
         edit("noisy_train_key_list.txt", r"/1\.jpg$", "/1.jpg\nimages/1/0/1.jpg"),
-        ["second time"],
+        ["duplicate entry 'images/1/0/1.jpg'"],
     ),
     "clothing: label twice": (
         CLOTHING,
         edit("noisy_label_kv.txt", r"^(images/3/0/3\.jpg) 3$", r"\1 3\n\1 4"),
-        ["second label"],
+        ["duplicate label"],
     ),
     "clothing: empty list": (
         CLOTHING,
@@ -702,7 +730,7 @@ CASES = {
     "clothing: images packed": (
         CLOTHING,
         "tar",
-        [r"noisy_train_key_list.txt names images/4/.* more.*images/4\.tar is still packed"],
+        [r"noisy_train_key_list.txt names images/4/.* more.*images/4\.tar is not unpacked"],
     ),
     "clothing: not text": (
         CLOTHING,
@@ -718,11 +746,11 @@ CASES = {
     "webvision: no val images": (
         WEB,
         remove("val_images_256"),
-        ["names val_images_256/val0+.jpg and 49 more", "no folder"],
+        ["names val_images_256/val0+.jpg and 49 more", "no directory"],
     ),
-    "webvision: label 1000": (WEB, edit("info/val_filelist.txt", r"3$", "1000"), ["line 4: label '1000'"]),
-    "webvision: negative": (WEB, edit("info/val_filelist.txt", r"3$", "-3"), ["line 4: label '-3'"]),
-    "webvision: twice": (WEB, edit("info/val_filelist.txt", r"val000002", "val000001"), ["line 3: .* second time"]),
+    "webvision: label 1000": (WEB, edit("info/val_filelist.txt", r"3$", "1000"), ["line 4: invalid label '1000'"]),
+    "webvision: negative": (WEB, edit("info/val_filelist.txt", r"3$", "-3"), ["line 4: invalid label '-3'"]),
+    "webvision: twice": (WEB, edit("info/val_filelist.txt", r"val000002", "val000001"), ["line 3: duplicate entry"]),
     "webvision: imagenet class": (
         WEB,
         remove("imagenet/val/49"),
@@ -732,7 +760,7 @@ CASES = {
 
 
 def special_damage(kind: str, root: Path, folder: Path) -> Path:
-    """Damage that is more than a change inside the folder; returns the data root to use."""
+    """Damage the folder as a whole; returns the data root to use."""
     if kind == "deeper":
         shutil.move(folder, root / "moving")
         folder.mkdir()
@@ -756,7 +784,7 @@ def special_damage(kind: str, root: Path, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_bad_input_says_what_to_do(case, tmp_path):
+def test_messages_for_bad_input(case, tmp_path):
     dataset, damage, fragments = CASES[case]
     root = tmp_path / "data"
     WRITERS[dataset](root)
@@ -777,12 +805,15 @@ def test_bad_input_says_what_to_do(case, tmp_path):
     [
         (remove("cars_test_annos_withlabels.mat"), "looked for cars_test_annos_withlabels.mat in .*devkit and"),
         (remove("devkit/cars_meta.mat"), "looked for cars_meta.mat"),
-        (empty("devkit/cars_train_annos.mat"), "no 'annotations' to be read from it"),
-        (remove("cars_train/00007.jpg"), r"cars_train_annos.mat names cars_train/00007\.jpg, not to be found"),
-        (lambda f: shutil.copy(f / "devkit/cars_meta.mat", f / "devkit/cars_train_annos.mat"), "no 'annotations'"),
+        (empty("devkit/cars_train_annos.mat"), "'annotations' cannot be read"),
+        (remove("cars_train/00007.jpg"), r"cars_train_annos.mat names cars_train/00007\.jpg, not found in"),
+        (
+            lambda f: shutil.copy(f / "devkit/cars_meta.mat", f / "devkit/cars_train_annos.mat"),
+            "'annotations' cannot be read",
+        ),
     ],
 )
-def test_bad_devkit_says_what_to_do(damage, fragment, tmp_path):
+def test_messages_for_a_bad_devkit(damage, fragment, tmp_path):
     fixtures.write_cars(tmp_path, layout="devkit", n_train=1)
     damage(tmp_path / "stanford_cars")
     with pytest.raises(UserError, match=fragment) as error:
@@ -816,7 +847,7 @@ def test_noise_that_a_data_set_does_not_have(disk, dataset, mode, fragment):
         build_data(settings(dataset, disk[0], noise_mode=mode))
 
 
-def test_hidden_files_are_no_samples(tmp_path):
+def test_hidden_files_are_not_samples(tmp_path):
     fixtures.write_cars(tmp_path, n_train=1)
     folder = tmp_path / "stanford_cars/train"
     (folder / "Audi R8 Coupe 2012" / "._00000.jpg").write_bytes(b"macOS")
@@ -827,6 +858,6 @@ def test_hidden_files_are_no_samples(tmp_path):
 
 def test_array_data_do_not_start_workers():
     split = NoisyImages("digits", list("abcd"), torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4), None)
-    loader = Loader(split, RECIPES["digits"], size=8, batch_size=2, seed=0, device=CPU, num_workers=2)
+    loader = Loader(split, DATASETS["digits"].recipe, size=8, batch_size=2, seed=0, device=CPU, num_workers=2)
     assert [batch.targets.tolist() for batch in loader.ordered()] == [[0, 1], [2, 3]]
-    assert not hasattr(loader, "reader")
+    assert not hasattr(loader.source, "reader")

@@ -1,4 +1,4 @@
-"""export.py: what other tools read from it, what it refuses, and that it never overwrites."""
+"""export.py: output that other tools can read, refusals, and that nothing is overwritten."""
 
 from __future__ import annotations
 
@@ -6,23 +6,19 @@ import csv
 import functools
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY_CLIP
+from conftest import TINY_CLIP
 from fixtures import write_tiny_imagenet
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import export  # noqa: E402 (scripts/ comes first)
-
-import main_phase1  # noqa: E402
-from datasets.readers.digits import read_digits  # noqa: E402
-from utils.report.samples_csv import read_samples  # noqa: E402
+import main_phase1
+from datasets.readers.digits import read_digits
+from scripts import export
+from utils.report.samples_csv import read_samples
 
 SETTINGS = "backbone: tiny.json\npretrained: none\nvpt_deep: true\nvpt_len: 2\nn_ctx: 4\nepochs: 1\nbatch_size: 128\n"
 CLASSES = [f"class {i}" for i in range(200)]
@@ -99,7 +95,7 @@ def test_cleanlab_trains_on_what_is_no_issue(runs):
     model.fit(pixels, labels, label_issues=issues)
     suspects = np.array([sample.is_suspect for sample in samples])
     assert np.array_equal(seen[-1], pixels[~suspects])
-    assert suspects.sum() == round(0.4 * 384)  # of the three batches that were looked at
+    assert suspects.sum() == round(0.4 * 384)  # of the three batches that were scored
     with pytest.raises(ValueError, match="must match"):  # cleanlab compares the labels
         model.fit(pixels, np.roll(labels, 1), label_issues=issues)
 
@@ -255,7 +251,7 @@ def test_ids_that_lead_elsewhere_are_refused(runs, fails, name):
     assert not Path("out").exists()
 
 
-# ---------------------------------------------------------------- what it refuses
+# ---------------------------------------------------------------- refusals
 
 
 def arguments(name: str, tool: str, *more: str, out: str = "out") -> list[str]:
@@ -265,7 +261,7 @@ def arguments(name: str, tool: str, *more: str, out: str = "out") -> list[str]:
 def test_nothing_is_overwritten(runs, fails):
     run("digits", "cleanlab", out="issues.csv")
     before = Path("issues.csv").read_bytes()
-    assert "there is such a file already" in fails(export.main, *arguments("digits", "cleanlab", out="issues.csv"))
+    assert "this file exists already" in fails(export.main, *arguments("digits", "cleanlab", out="issues.csv"))
     assert Path("issues.csv").read_bytes() == before
     Path("out").mkdir()
     run("files", "imagefolder")  # an empty folder may be used
@@ -281,7 +277,7 @@ def test_what_is_missing_is_named(runs, fails):
     assert "invalid choice: 'excel'" in fails(export.main, *arguments("digits", "excel"))
     assert "elsewhere" in fails(export.main, *arguments("files", "imagefolder", "--data_root", "elsewhere"))
     edit("files", "sample_id", "train/another.JPEG")
-    assert "'train/another.JPEG' is no train sample" in fails(export.main, *arguments("files", "imagefolder"))
+    assert "'train/another.JPEG' is not a train sample" in fails(export.main, *arguments("files", "imagefolder"))
     Path("files/samples.csv").unlink()
     assert "samples.csv: no such file" in fails(export.main, *arguments("files", "cleanlab", out="x.csv"))
     assert not Path("out").exists()
@@ -299,8 +295,8 @@ def test_what_is_missing_is_named(runs, fails):
         ("HEADER\n1,1,a,1,b,0.5,yes,\n", "line 2: not a row"),
         ("HEADER\n1,1,a\n", "line 2: not a row"),
         ("HEADER\n1,1,a,1,b,0.5,True,\n1,1,a,1,b,0.5,True,\n", "duplicate id '1'"),
-        ("HEADER\n0,11,a,1,b,0.5,True,\n", "has a label that digits has not"),
-        ("HEADER\n5000,1,a,1,b,0.5,True,\n", "'5000' is no train sample of digits"),
+        ("HEADER\n0,11,a,1,b,0.5,True,\n", "has a label that digits does not have"),
+        ("HEADER\n5000,1,a,1,b,0.5,True,\n", "'5000' is not a train sample of digits"),
         (b"\xff\xfe\x00", "cannot be read as a samples.csv"),
     ],
 )

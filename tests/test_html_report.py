@@ -7,6 +7,7 @@ import csv
 import html
 import io
 import json
+import logging
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +25,8 @@ import main_real_phase1
 import main_small_loss
 from datasets import Data, NoisyImages
 from datasets.images.files import read_image
-from datasets.images.transforms import RECIPES
 from datasets.thumbnails import thumbnails
+from utils.config.catalog import DATASETS
 from utils.report import page as page_module
 from utils.report import report
 from utils.report.audit import Audit
@@ -43,7 +44,7 @@ HISTORY = [
 
 
 def data_of(train: NoisyImages, names: list[str]) -> Data:
-    return Data(train, None, names, RECIPES["image_folder"])
+    return Data(train, None, names, DATASETS["image_folder"].recipe)
 
 
 def pets(n: int = 40, *, truth: bool = True, ids: list[str] | None = None, names: list[str] | None = None) -> Data:
@@ -261,13 +262,15 @@ def test_nothing_suspicious_and_nothing_scored(tmp_path):
     assert "10 of 10 were not scored" in page
 
 
-def test_names_of_every_script_are_drawn_without_a_warning(tmp_path, recwarn, caplog):
+def test_names_of_every_script_are_drawn_without_a_warning(tmp_path, recwarn, monkeypatch):
+    warned: list[str] = []
+    monkeypatch.setattr(logging.Logger, "callHandlers", lambda self, record: warned.append(record.getMessage()))
     names = ["$5 off$", "संस्कृत", "한국어", "a very long name of a class " * 5, "😀"]
     page = written(tmp_path, pets(names=names), comparisons={"$5 off$": torch.linspace(0, 1, 40)})
     assert "संस्कृत" in page
     assert "<bdi>한국어</bdi>" in page
     assert not [str(w.message) for w in recwarn if "Glyph" in str(w.message)]
-    assert not caplog.records
+    assert not warned
 
 
 @pytest.mark.parametrize("n_lines", [1, 2, 6])

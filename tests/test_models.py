@@ -19,7 +19,7 @@ from models import build_classifier, build_detector, build_zero_shot, parameter_
 from models.clip import load_clip
 from models.peft import BlockAdapter, ImageTower, LowRank
 from models.prompts import TextTower, encode_text
-from utils.config import Config
+from utils.config import LIMITS, Config
 from utils.errors import UserError
 
 NAMES = ["apple", "aquarium_fish", "kite (bird of prey)"]
@@ -96,7 +96,7 @@ class WithKeyLoRA(Config):
 
 @pytest.mark.parametrize("partial", [0, 1])
 def test_a_new_adapter_is_one_class_and_one_row_and_works_in_every_block(workdir, monkeypatch, partial):
-    monkeypatch.setitem(peft.ADAPTERS, "lora_k", KeyLoRA)
+    monkeypatch.setitem(LIMITS, "lora_k", {"adapter": "test_models:KeyLoRA"})
     tower = ImageTower(tiny()[0].visual, WithKeyLoRA(partial=partial)).double()
     with torch.no_grad():
         for parameter in tower.adapters.parameters():  # B starts at zero
@@ -116,7 +116,7 @@ def test_a_new_adapter_is_one_class_and_one_row_and_works_in_every_block(workdir
 
 
 def test_every_adapter_is_a_key_of_the_settings(workdir, fails):
-    assert {type(getattr(Config(), name)) for name in peft.ADAPTERS} == {bool}
+    assert {type(getattr(Config(), name)) for name in peft.adapter_classes()} == {bool}
     assert "unknown key 'adaptorformer'; did you mean 'adaptformer'?" in fails(
         main_phase1.main, *CLI, "adaptorformer=true"
     )
@@ -349,8 +349,8 @@ def test_vit_b16_at_224_takes_two_steps_of_both_phases(workdir):
     """The paper's own architecture at random initialisation, with images of real digits at full size."""
     import main_phase2
 
-    common = ["--cfg", "tiny.yaml", "backbone=ViT-B/16", "n_ctx=16", "batch_size=2", "max_steps=2", "epochs=1"]
-    first = main_phase1.main([*common, "vpt_len=20"])
+    common = ["--cfg", "tiny.yaml", "backbone=ViT-B/16", "batch_size=2", "max_steps=2", "epochs=1"]
+    first = main_phase1.main([*common, "n_ctx=16", "vpt_len=20"])
     torch.save(torch.ones(1297, dtype=torch.bool), "all.pt")
     second = main_phase2.main([*common, "vpt_deep=false", "finetune=true", "clean_set=all.pt", "lr=5e-4"])
     assert first["n_samples"] == second["n_samples"] == 1297

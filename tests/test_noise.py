@@ -13,9 +13,8 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets import build_data
+from datasets import build_data, stored_noise
 from datasets.noise import instance_dependent_noise, synthetic_noise
-from datasets.noise_file import noisy_labels
 from utils.config import Config
 from utils.errors import UserError
 
@@ -97,6 +96,18 @@ def test_synthetic_noise_properties(mode, ratio, n_classes, seed):
     assert (noisy == synthetic_noise(labels, n_classes, mode, ratio, seed)).all()
 
 
+@pytest.mark.parametrize("mode", ["pairflip", "symmetric", "real", ""])
+def test_an_unknown_mode_raises(mode):
+    with pytest.raises(ValueError, match=f"unknown noise mode '{mode}': expected one of sym, asym, str, idn"):
+        synthetic_noise(small_labels(), 20, mode, 0.4, 0)
+
+
+def test_an_unknown_mode_is_not_stored(tmp_path):
+    with pytest.raises(ValueError, match="unknown noise mode 'pairflip'"):
+        build_data(Config(data_root=str(tmp_path), noise_mode="pairflip"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_instance_dependent_rate_and_memory_of_one_class():
     noisy = instance_dependent_noise(small_labels(), 20, 0.3, 0, small_pixels)
     assert (noisy != small_labels()).mean() == pytest.approx(0.3, abs=0.03)
@@ -104,7 +115,7 @@ def test_instance_dependent_rate_and_memory_of_one_class():
 
 
 class TestStoredNoise:
-    """The file is made once, read afterwards, and refused when it belongs to something else."""
+    """The file is written once, read from then on, and refused if it belongs to other data or noise."""
 
     labels = np.arange(50) % 10
 
@@ -113,15 +124,15 @@ class TestStoredNoise:
 
     def test_is_drawn_once(self, tmp_path):
         cfg = Config(data_root=str(tmp_path))
-        first = noisy_labels(cfg, self.labels, self.draw)
-        again = noisy_labels(cfg, self.labels, lambda: pytest.fail("drawn twice"))
+        first = stored_noise(cfg, self.labels, self.draw)
+        again = stored_noise(cfg, self.labels, lambda: pytest.fail("drawn twice"))
         assert (first == again).all()
         assert (tmp_path / "noise" / "digits_sym0.4_seed0.npz").is_file()
 
     def test_falls_back_to_the_output_folder(self, tmp_path):
         (tmp_path / "file").write_text("")
         cfg = Config(data_root=str(tmp_path / "file"), output_dir=str(tmp_path / "out"))
-        noisy_labels(cfg, self.labels, self.draw)
+        stored_noise(cfg, self.labels, self.draw)
         assert (tmp_path / "out" / "noise" / "digits_sym0.4_seed0.npz").is_file()
 
     @pytest.mark.parametrize(
@@ -134,21 +145,28 @@ class TestStoredNoise:
     )
     def test_of_other_noise_is_refused(self, tmp_path, change, message):
         place = {"noise_file": str(tmp_path / "n.npz")}
-        noisy_labels(Config(**place), self.labels, self.draw)
+        stored_noise(Config(**place), self.labels, self.draw)
         with pytest.raises(UserError, match=message):
-            noisy_labels(Config(**place, **change), self.labels, self.draw)
+            stored_noise(Config(**place, **change), self.labels, self.draw)
 
     def test_of_other_labels_is_refused(self, tmp_path):
         cfg = Config(noise_file=str(tmp_path / "n.npz"))
-        noisy_labels(cfg, self.labels, self.draw)
+        stored_noise(cfg, self.labels, self.draw)
         with pytest.raises(UserError, match="it is for other true labels"):
-            noisy_labels(cfg, self.labels[::-1], self.draw)
+            stored_noise(cfg, self.labels[::-1], self.draw)
 
     @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"nonsense", lambda b: b""])
     def test_damaged_is_refused(self, tmp_path, damage):
         path: Path = tmp_path / "n.npz"
         cfg = Config(noise_file=str(path))
-        noisy_labels(cfg, self.labels, self.draw)
+        stored_noise(cfg, self.labels, self.draw)
         path.write_bytes(damage(path.read_bytes()))
         with pytest.raises(UserError, match="cannot be read"):
-            noisy_labels(cfg, self.labels, self.draw)
+            stored_noise(cfg, self.labels, self.draw)
+
+    def test_is_announced_when_drawn_and_when_read(self, tmp_path, capsys):
+        path = tmp_path / "n.npz"
+        for verb in ("drawn and stored in", "read from"):
+            stored_noise(Config(noise_file=str(path), seed=3), self.labels, self.draw)
+            (line,) = capsys.readouterr().out.splitlines()
+            assert line == f"noisy labels {verb} {path}: sym noise, ratio 0.4, seed 3, 50 of 50 labels are wrong"

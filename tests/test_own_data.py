@@ -1,4 +1,4 @@
-"""The user's own images: folders and tables, their names, runs without a test split, corrections, and what bad input says."""
+"""Images of the user: folders and tables, class names, runs without a test split, corrections, messages for bad input."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ODD_NAMES = ["naïve café", "日本語", '"quoted" it\'s', "<script>", "a,b; c"
 
 
 def write_folder(root: str | Path, classes=("cat", "dog"), n: int = 4) -> list[str]:
-    """`n` images a class; returns their ids, sorted."""
+    """Write `n` images per class; returns their sorted ids."""
     ids = sorted(f"{name}/{i}.png" for name in classes for i in range(n))
     for name in ids:
         write_image(Path(root) / name)
@@ -70,7 +70,7 @@ PLAIN = [("path", "label"), *((f"{name}/{i}.png", name) for name in ("cat", "dog
 # ------------------------------------------------------------------ folders
 
 
-def test_a_folder_a_class(workdir, capsys):
+def test_one_folder_per_class(workdir, capsys):
     for name in ("dog/a.PNG", "dog/deep/er/b.JpEg", "cat/c.webp", "cat/d.bmp", "cat/e.jpg"):
         write_image(Path("own") / name)
     for name in ("dog/notes.txt", "dog/.hidden.png", "dog/.git/x.png", ".cache/y.png", "loose.png", "docs/readme.md"):
@@ -83,9 +83,9 @@ def test_a_folder_a_class(workdir, capsys):
     assert (data.train.true, data.test, data.train.noise) == (None, None, "real")
     assert all(Path(path).is_file() for path in data.train.images)
     said = capsys.readouterr().out.splitlines()
-    assert [line for line in said if "no test split, so nothing is held out" in line]
-    assert [line for line in said if "1 images in own that lie in no class folder (loose.png)" in line]
-    assert [line for line in said if "1 folders of own without an image in them (docs)" in line]
+    assert [line for line in said if "no test split; no images are held out" in line]
+    assert [line for line in said if "1 images in own outside of class folders (loose.png)" in line]
+    assert [line for line in said if "1 folders without images in own (docs)" in line]
     assert len(said) == 3
 
 
@@ -204,7 +204,7 @@ def test_the_order_of_rows_does_not_matter(workdir):
 def test_a_row_twice_counts_once(workdir, capsys):
     data = table_of([*PLAIN, PLAIN[3], ("cat//../cat/2.png", "cat")])
     assert len(data.train) == 8
-    assert "table=labels.csv: 2 rows say the same of an image again" in capsys.readouterr().out
+    assert "table=labels.csv: 2 rows repeat an earlier one; each image counts once" in capsys.readouterr().out
 
 
 def test_paths_inside_the_root_in_any_spelling(workdir):
@@ -226,12 +226,12 @@ def test_a_name_that_is_a_number_is_taken_for_the_name(workdir):
     rows = [(path, {"cat": "1", "dog": "2"}[label]) for path, label in PLAIN[1:]]
     data = table_of([PLAIN[0], *rows], class_names=["2", "1"])
     assert data.train.given.tolist() == [1] * 4 + [0] * 4
-    with pytest.raises(UserError, match="line 10: label '0' is none of the 2 classes"):
+    with pytest.raises(UserError, match="line 10: label '0' is not one of the 2 classes"):
         table_of([PLAIN[0], *rows, ("cat/4.png", "0")], class_names=["2", "1"])
 
 
 def test_listing_opens_no_image_and_is_linear(workdir, monkeypatch):
-    """100,000 rows in folders of 1,000; a look at each folder, not at each file."""
+    """100,000 rows in folders of 1,000: one listing per folder, no access per file."""
     for i in range(100):
         Path(f"own/{i:02d}").mkdir(parents=True)
         Path(f"own/{i:02d}/000.png").touch()
@@ -305,7 +305,7 @@ def test_prompts_serve_every_data_set(workdir):
     assert data.prompt_names[3] == "three"
 
 
-def test_codes_are_warned_of(workdir, capsys):
+def test_warns_of_codes(workdir, capsys):
     found = ["n01440764", "class_3", "Class 3", "0", "007", "A12", "label-4", "id42"]
     words = ["cat", "golden retriever", "Audi A4", "Boeing 747", "three", "日本語", "Q", "B", "classical", "top 10"]
     assert code_like([*found, *words]) == found
@@ -394,7 +394,7 @@ def test_recipes(workdir):
     clip = build_data(settings("folder")).recipe
     assert (clip.mean[0], clip.keep_aspect, clip.center_crop, clip.flip) == (0.48145466, True, True, True)
     digits = build_data(settings("folder", backbone="digits")).recipe
-    assert (digits.mean[0], digits.flip) == (0.5, False)  # a mirrored 2 is no 2
+    assert (digits.mean[0], digits.flip) == (0.5, False)  # a mirrored 2 is not a 2
     assert build_data(settings("folder", flip=False)).recipe.flip is False
     assert build_data(settings("folder", backbone="digits", flip=True)).recipe.flip is True
     assert build_data(Config(flip=True)).recipe.flip is True
@@ -413,7 +413,7 @@ def test_small_images(workdir, size, mode):
 
 
 def fix(name: str):
-    """Things to be wrong with, by name: each prepares the working folder."""
+    """Prepare the working directory with the problem `name`."""
 
     def rows(*extra):
         return lambda: write_rows("labels.csv", *PLAIN, *extra)
@@ -480,25 +480,25 @@ def fix(name: str):
 @pytest.mark.parametrize(
     "problem, argv, message",
     [
-        ("nothing", ("data_root=nowhere",), "data_root=nowhere is no folder"),
+        ("nothing", ("data_root=nowhere",), "data_root=nowhere is not a directory"),
         ("no images", (), "image_folder: found no images <class>/*.jpg"),
-        ("one folder", (), "all train images have the label 'cat'; there must be two classes or more"),
+        ("one folder", (), "all train images have the label 'cat'; at least two classes are needed"),
         ("twins", (), "two classes have the name 'cat'"),
-        ("mixed", (), "own holds train/ with folders in it, and beside it 'cat'"),
-        ("strange test", (), "the class 'cow' of the test split has no train images"),
+        ("mixed", (), "own contains train/ with subfolders and also 'cat'"),
+        ("strange test", (), "class 'cow' of the test split has no train images"),
         ("no image", (), "own/cat/1.png: cannot be read as an image (not an image of a known format)"),
         ("cut", (), "own/cat/1.png: cannot be read as an image"),
         ("not UTF-8", (), r"the file name 'cat/\udcff.png' is not UTF-8"),
         ("link", (), "'cat/link.png' leads outside data_root=own; move it there, or set allow_outside_root=true"),
         ("sibling link", (), "'cat/link.png' leads outside data_root=own"),
         ("folder link", (), "'cat/linked' leads outside data_root=own"),
-        ("loop", (), "leads back to a folder that it lies in"),
-        ("few names", ("class_names=names.txt",), "1 names for the 2 class folders of own; give one a folder, in the order cat, dog"),
+        ("loop", (), "points to one of its parent folders"),
+        ("few names", ("class_names=names.txt",), "1 names for the 2 class folders of own; give one per folder, in the order cat, dog"),
         ("index gap", ("class_names=names.csv",), "names.csv: no line for the class folder 'cat'"),
-        ("index twice", ("class_names=names.csv",), "class_names=names.csv, line 3: index 0 stands there a second time"),
+        ("index twice", ("class_names=names.csv",), "class_names=names.csv, line 3: duplicate entry '0'; keep one"),
         ("no name", ("class_names=names.csv",), "class_names=names.csv, line 3: index or name is empty"),
         ("name column", ("class_names=names.csv",), "class_names=names.csv: expected a column 'name' (or class_name), found index, title"),
-        ("nothing", ("class_names=names.csv",), "class_names=names.csv: there is no such file"),
+        ("nothing", ("class_names=names.csv",), "class_names=names.csv: no such file"),
         ("nothing", ("class_names=[cat, ' cat']",), "two classes have the name 'cat'"),
         ("index gap", ("class_names=names.csv", "dataset=digits"), "2 names for the 10 classes of digits"),
     ],
@@ -513,34 +513,34 @@ def test_bad_folders(workdir, fails, problem, argv, message):
     "problem, argv, message",
     [
         ("nothing", ("table=none",), "dataset=image_table needs table=FILE"),
-        ("nothing", ("table=gone.csv",), "table=gone.csv: there is no such file"),
-        ("nothing", ("table=own",), "table=own: a table of unknown kind ''"),
-        ("nothing", ("table=labels.xlsx",), "a table of unknown kind '.xlsx'; give a file .csv, .tsv, .parquet"),
+        ("nothing", ("table=gone.csv",), "table=gone.csv: no such file"),
+        ("nothing", ("table=own",), "table=own: unknown type of table ''"),
+        ("nothing", ("table=labels.xlsx",), "unknown type of table '.xlsx'; expected .csv, .tsv, .parquet"),
         ("dotdot", (), "table=labels.csv, line 10: '../x.png' leads outside data_root=own; move it there, or set allow_outside_root=true"),
         ("hidden dotdot", (), "line 10: 'cat/../../x.png' leads outside"),
         ("absolute", (), "line 10: '/etc/hostname' leads outside"),
         ("prefix", (), "own-not/x.png' leads outside"),
         ("link", (), "table=labels.csv: 'cat/link.png' leads outside"),
         ("folder link", (), "table=labels.csv: 'cat/linked/x.png' leads outside"),
-        ("missing", (), "labels.csv names cat/neither.png and 1 more, not to be found in own"),
-        ("conflict", (), "line 10: 'cat/1.png' stands in line 3 with another label or split (cat, here dog)"),
+        ("missing", (), "labels.csv names cat/neither.png and 1 more, not found in own"),
+        ("conflict", (), "line 10: 'cat/1.png' has another label or split in line 3 (cat, here dog)"),
         ("no label", (), "line 10: the label is empty"),
         ("no path", (), "line 10: the path is empty"),
         ("nul", (), "table=labels.csv, line 2: "),
-        ("unknown label", ("class_names=[cat, dog]",), "line 10: label 'cow' is none of the 2 classes (cat, dog, ...)"),
-        ("too high", ("class_names=[cat, dog]",), "line 3: label 2 is no class number from 0 to 1"),
-        ("latin", (), "table=labels.csv: the text is not UTF-8; save it as UTF-8"),
+        ("unknown label", ("class_names=[cat, dog]",), "line 10: label 'cow' is not one of the 2 classes (cat, dog, ...)"),
+        ("too high", ("class_names=[cat, dog]",), "line 3: invalid label '2': expected an integer in [0, 1]"),
+        ("latin", (), "table=labels.csv: not UTF-8 text; save it as UTF-8"),
         ("no column", (), "expected a column 'label' (or target, class, class_name, category), found path, tag"),
-        ("ambiguous", (), "the columns 'file' and 'image' could both be 'path'; rename one"),
+        ("ambiguous", (), "columns 'file' and 'image' could both be 'path'; rename one"),
         ("empty", (), "expected a column 'path' (or file,"),
-        ("header", (), "table=labels.csv: the table has no rows below its header"),
-        ("ragged", (), "line 2: 3 fields under 2 columns"),
+        ("header", (), "table=labels.csv: the table has no rows after its header"),
+        ("ragged", (), "line 2: 3 fields for 2 columns"),
         ("quote", (), "check the quotes"),
-        ("split", (), "line 2: split 'trian' is neither train nor test"),
-        ("all test", (), "no row belongs to the train split"),
+        ("split", (), "line 2: unknown split 'trian'; use train or test"),
+        ("all test", (), "no rows belong to the train split"),
         ("one class", (), "all train images have the label 'cat'"),
-        ("half true", (), "line 3: true_label is empty, and other train rows have one"),
-        ("test label", (), "line 4: label 'cow' is none of the 2 classes"),
+        ("half true", (), "line 3: true_label is empty, but other train rows have one"),
+        ("test label", (), "line 4: label 'cow' is not one of the 2 classes"),
         ("names", ("class_names=names.txt",), "two classes have the name 'cat'"),
     ],
 )  # fmt: skip
@@ -607,7 +607,7 @@ def test_corrections(workdir, capsys):
     old, new = before.train.fingerprint(), data.train.fingerprint()
     assert old["ids_sha256"] != new["ids_sha256"]
     assert old["labels_sha256"] != new["labels_sha256"]
-    assert apply_corrections(Config(corrections="fix.csv"), before).train.fingerprint() == new
+    assert apply_corrections(Path("fix.csv"), before).train.fingerprint() == new
     assert before.train.given.tolist() == [0, 0, 1, 1, 2, 2]
     assert "corrections=fix.csv: 1 labels kept, 2 replaced, 1 samples dropped" in capsys.readouterr().out
 
@@ -642,12 +642,12 @@ def test_a_run_with_corrections_and_its_selected_set(workdir, fails):
 @pytest.mark.parametrize(
     "row, message",
     [
-        (("cat/9.png", "keep", ""), "corrections=fix.csv, line 2: 'cat/9.png' is no train sample (ids look like 'cat/0.png')"),
+        (("cat/9.png", "keep", ""), "corrections=fix.csv, line 2: 'cat/9.png' is not a train sample (ids look like 'cat/0.png')"),
         (("cat/0.png", "delete", ""), "line 2: unknown action 'delete'; use keep, relabel, drop"),
-        (("cat/0.png", "relabel", "cow"), "line 2: label 'cow' is none of the 2 classes"),
-        (("cat/0.png", "relabel", ""), "line 2: label '' is none of the 2 classes"),
-        (("cat/0.png", "relabel", "2"), "line 2: label 2 is no class number from 0 to 1"),
-        (("cat/1.png", "drop", ""), "line 3: 'cat/1.png' stands there a second time"),
+        (("cat/0.png", "relabel", "cow"), "line 2: label 'cow' is not one of the 2 classes"),
+        (("cat/0.png", "relabel", ""), "line 2: label '' is not one of the 2 classes"),
+        (("cat/0.png", "relabel", "2"), "line 2: invalid label '2': expected an integer in [0, 1]"),
+        (("cat/1.png", "drop", ""), "line 3: duplicate entry 'cat/1.png'; keep one"),
     ],
 )  # fmt: skip
 def test_bad_corrections(workdir, fails, row, message):
@@ -660,4 +660,4 @@ def test_corrections_must_leave_two_classes(workdir, fails):
     ids = write_folder("own")
     write_rows("fix.csv", ("sample_id", "action"), *((name, "drop") for name in ids[:4]))
     assert "fewer than two classes are left" in fails(main_phase1.main, *FOLDER, "corrections=fix.csv")
-    assert "corrections=gone.csv: there is no such file" in fails(main_phase1.main, *FOLDER, "corrections=gone.csv")
+    assert "corrections=gone.csv: no such file" in fails(main_phase1.main, *FOLDER, "corrections=gone.csv")

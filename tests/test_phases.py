@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import lines, rows, without_times
 from sklearn.metrics import precision_score, recall_score
 
 import main_baseline
@@ -26,19 +26,6 @@ from utils.engine import Epoch
 TINY = ("--cfg", "tiny.yaml", "--noise_mode", "sym", "--noise_ratio", "0.4")
 RUN = Path("output/main_phase1/digits/sym0.4/seed0")
 MASK = Path("phase1/digits/sym0.4.pt")
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def without_times(metrics: list[dict]) -> list[dict]:
-    return [{k: v for k, v in line.items() if k != "train_seconds"} for line in metrics]
 
 
 def test_both_phases_write_what_they_promise(workdir):
@@ -299,9 +286,10 @@ def test_phase2_trains_on_selected_samples_only(workdir):
     assert Path("data/noise/digits_sym0.4_seed0.npz").is_file()
     common = [*TINY, "finetune=true", "epochs=1", "clean_set=given.npy"]
     first = main_phase2.main([*common, "output_dir=a"])
-    from datasets.noise_file import noisy_labels
+    from datasets.noise_file import Noise, noisy_labels
 
-    noisy_labels(Config(noise_file="other.npz"), data.train.true.numpy(), lambda: other)
+    noise = Noise("digits", "sym", 0.4, 0)
+    noisy_labels(noise, data.train.true.numpy(), lambda: other, paths=[Path("other.npz")])
     second = main_phase2.main([*common, "output_dir=b", "noise_file=other.npz"])
     third = main_phase2.main([*common, "output_dir=c", "seed=0", "noise_ratio=0.2"])
     assert first["last_accuracy"] == second["last_accuracy"]

@@ -1,8 +1,7 @@
-"""Nothing is lost: stopping at any moment, going on, damaged and foreign files, losses that are no numbers."""
+"""Nothing is lost: stopping at any moment, resuming, damaged checkpoints, losses that are not finite."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -10,10 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import fixtures
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, outcome
 
 import main_baseline
 import main_phase1
@@ -43,29 +43,16 @@ def inputs(workdir) -> Path:
     return workdir
 
 
-def outcome(folder: str) -> dict[str, object]:
-    """What two runs must have in common: weights, verdicts, selected set, and figures without times."""
-    parts = torch.load(f"{folder}/checkpoint.pt", weights_only=True)["parts"]
-    history = [json.loads(line) for line in Path(f"{folder}/metrics.jsonl").read_text().splitlines()]
-    files = {name: Path(name).read_bytes() for name in (f"{folder}/samples.csv", f"{folder}.pt") if Path(name).exists()}
-    return {
-        "weights": {f"{p}.{k}": v.tolist() for p in ("detector", "model") for k, v in parts.get(p, {}).items()},
-        "verdicts": {k: v.nan_to_num(-1).tolist() for k, v in parts.get("verdicts", {}).items()},
-        "history": [{k: v for k, v in line.items() if k != "train_seconds"} for line in history],
-        "files": {Path(name).suffix: content for name, content in files.items()},
-    }
-
-
 def stop_at(monkeypatch, moment: int, number: int = signal.SIGTERM) -> None:
-    """Send this process a signal at the n-th moment at which it asks for one."""
-    asked, original = iter(range(10**6)), Run.stop_if_asked
+    """Send this process a signal just before it checks for one for the n-th time."""
+    checks, original = iter(range(10**6)), Run.stop_if_requested
 
-    def stop_if_asked(self):
-        if next(asked) == moment:
+    def stop_if_requested(self):
+        if next(checks) == moment:
             os.kill(os.getpid(), number)
         original(self)
 
-    monkeypatch.setattr(Run, "stop_if_asked", stop_if_asked)
+    monkeypatch.setattr(Run, "stop_if_requested", stop_if_requested)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -79,12 +66,12 @@ def test_stopped_at_any_moment_a_run_ends_the_same(inputs, monkeypatch, capsys, 
             with pytest.raises(SystemExit) as stop:
                 main(command(name, folder))
         assert stop.value.code == 143
-        assert "stopped by SIGTERM; to go on: python " in capsys.readouterr().err
+        assert "stopped by SIGTERM; to resume: python " in capsys.readouterr().err
         main([*command(name, folder), "--resume"])
         assert outcome(folder) == outcome("whole"), moment
 
 
-def test_control_c_exits_with_130_and_says_how_to_go_on(inputs, monkeypatch, capsys):
+def test_control_c_exits_with_130_and_says_how_to_resume(inputs, monkeypatch, capsys):
     before = signal.getsignal(signal.SIGINT)  # a shell may have started us with it ignored
     stop_at(monkeypatch, 1, signal.SIGINT)
     with pytest.raises(SystemExit) as stop:
@@ -102,13 +89,14 @@ def test_a_signal_outside_the_loops_ends_the_run_at_once(inputs, monkeypatch):
     assert stop.value.code == 143
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["phase1", "phase2"])
 def test_killed_at_random_moments_a_run_ends_the_same(inputs, name):
     main, _ = RUNS[name]
     argv = [*command(name, "killed"), "epochs=3", "--resume"]
     main([*command(name, "whole"), "epochs=3"])
     script = ROOT / f"main_{name}.py"
-    for wait in (0.1, 0.3):  # after the first sign of life
+    for wait in (0.1, 0.3):  # seconds after its first line
         run = subprocess.Popen([sys.executable, str(script), *argv], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         run.stdout.readline()
         time.sleep(wait)
@@ -119,7 +107,7 @@ def test_killed_at_random_moments_a_run_ends_the_same(inputs, name):
     assert outcome("killed") == outcome("whole")
 
 
-def test_more_epochs_go_on_where_the_longer_schedule_would_be(inputs):
+def test_more_epochs_continue_the_longer_schedule(inputs):
     constant = ["lr_schedule=constant"]
     main_phase2.main([*command("phase2", "whole"), *constant, "epochs=3"])
     main_phase2.main([*command("phase2", "grown"), *constant, "epochs=1"])
@@ -148,19 +136,19 @@ def damage(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["flipped", "truncated", "empty", "text"])
-def test_a_damaged_checkpoint_is_seen_and_the_one_before_it_taken(inputs, capsys, how):
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before_it(inputs, capsys, how):
     main_phase2.main([*command("phase2", "whole"), "epochs=3"])
     main_phase2.main([*command("phase2", "damaged"), "epochs=3"])
     damage(Path("damaged/checkpoint.pt"), how)
     capsys.readouterr()
     main_phase2.main([*command("phase2", "damaged"), "epochs=3", "--resume"])
-    streams = capsys.readouterr()
-    assert "going on from the one before it" in streams.err
-    assert "going on after epoch 2" in streams.out
+    said = capsys.readouterr().out
+    assert "resuming from the one before it" in said
+    assert "resuming from damaged/checkpoint.pt: after epoch 2" in said
     assert outcome("damaged") == outcome("whole")
 
 
-def test_without_a_good_checkpoint_a_resumed_run_says_so(inputs, fails):
+def test_without_an_intact_checkpoint_resume_is_refused(inputs, fails):
     main_phase2.main(command("phase2", "run"))
     damage(Path("run/checkpoint.pt"), "truncated")
     previous(Path("run/checkpoint.pt")).unlink()
@@ -174,10 +162,10 @@ def test_a_checkpoint_of_another_version_is_explained(inputs, fails):
     content = torch.load("run/checkpoint.pt", weights_only=True)
     torch.save({**content, "format": 1}, "run/checkpoint.pt")
     line = fails(main_phase2.main, *command("phase2", "run"), "epochs=1", "--resume")
-    assert "another version of this project (format 1, here 3)" in line
+    assert "another version of this project (format 1, here 4)" in line
 
 
-def test_a_changed_value_in_a_checkpoint_is_seen(inputs, fails):
+def test_a_changed_value_in_a_checkpoint_is_detected(inputs, fails):
     main_phase2.main([*command("phase2", "run"), "epochs=1"])
     content = torch.load("run/checkpoint.pt", weights_only=True)
     content["parts"]["model"]["head.bias"][3] += 1e-6
@@ -189,19 +177,16 @@ def test_a_changed_value_in_a_checkpoint_is_seen(inputs, fails):
 # ----------------------------------------------------------------------- locks
 
 
-def test_two_runs_in_one_folder(inputs, fails):
-    holder = (
-        "import sys; sys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\nfrom utils.run.locks import take_lock\n"
-    )
+def test_two_runs_in_one_directory(inputs, fails):
+    holder = "from pathlib import Path\nfrom utils.run.locks import take_lock\n"
     holder += "print(take_lock(Path('run/lock')), flush=True)\ninput()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", holder, str(ROOT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", holder], env={**os.environ, "PYTHONPATH": str(ROOT)}, **pipes)
     assert process.stdout.readline() == "None\n"
     line = fails(main_phase2.main, *command("phase2", "run"))
     assert f"process {process.pid} on " in line
     assert "is at work there" in line
-    process.kill()  # leaves its lock file behind
+    process.kill()  # its lock file stays
     process.wait()
     for stream in (process.stdin, process.stdout):
         stream.close()
@@ -213,7 +198,7 @@ def test_two_runs_in_one_folder(inputs, fails):
 # ---------------------------------------------------------------------- guards
 
 
-def test_a_loss_that_is_no_number_stops_the_run(inputs, fails):
+def test_a_loss_that_is_not_finite_stops_the_run(inputs, fails):
     main_phase2.main([*command("phase2", "run"), "epochs=1", "lr_schedule=constant"])
     before = Path("run/checkpoint.pt").read_bytes()
     line = fails(main_phase2.main, *command("phase2", "wild"), "lr=1e30", "epochs=2")
@@ -230,15 +215,17 @@ def test_running_out_of_memory_is_explained(inputs, fails, monkeypatch):
 
     monkeypatch.setattr(main_phase2, "cross_entropy", hungry)
     line = fails(main_phase2.main, *command("phase2", "run"))
-    assert "another 2.50 GiB were wanted" in line
+    assert "another 2.50 GiB were needed" in line
     assert "micro_batches=2" in line
     monkeypatch.setattr(main_phase2, "cross_entropy", lambda *_: torch.empty(2**60))
     assert "out of memory" in fails(main_phase2.main, *command("phase2", "run"))
 
 
-@pytest.mark.parametrize("share, words", [(0.0, "not one label was selected"), (1.0, "every label was selected")])
+@pytest.mark.parametrize("share, words", [(0.0, "no label was selected"), (1.0, "every label was selected")])
 def test_a_selection_that_collapses_warns(inputs, monkeypatch, capsys, share, words):
-    monkeypatch.setattr(main_phase1, "above_half", lambda p, y, *_: torch.full_like(y, share, dtype=torch.bool))
+    monkeypatch.setattr(
+        main_phase1.DeFT, "is_clean", lambda self, p_clean, y: torch.full_like(y, share, dtype=torch.bool)
+    )
     main_phase1.main(command("phase1", "run"))
     assert capsys.readouterr().out.count(words) == 1  # not in the warm-up epoch
 
@@ -249,19 +236,11 @@ def test_deterministic_is_a_switch(inputs):
         assert torch.are_deterministic_algorithms_enabled() == value
 
 
-def test_unreadable_images_are_still_counted_when_a_finished_run_is_resumed(tmp_path, monkeypatch):
-    import fixtures
-    from conftest import TINY_CLIP
-
-    monkeypatch.chdir(tmp_path)
-    train = list(fixtures.write_tiny_imagenet(tmp_path / "data"))
+def test_unreadable_images_are_still_counted_when_a_finished_run_is_resumed(workdir):
+    train = list(fixtures.write_tiny_imagenet(workdir / "data"))
     for name in train[:4]:  # 1 in 100
-        fixtures.truncate(tmp_path / "data" / "tiny-imagenet-200" / name)
-    Path("tiny.json").write_text(json.dumps(TINY_CLIP))
-    Path("t.yaml").write_text(
-        "dataset: tiny_imagenet\nbackbone: tiny.json\npretrained: none\nvpt_deep: true\nepochs: 1\n"
-    )
-    common = ["--cfg", "t.yaml", "num_workers=0", "skip_unreadable=true"]
+        fixtures.truncate(workdir / "data" / "tiny-imagenet-200" / name)
+    common = ["--cfg", "tiny.yaml", "dataset=tiny_imagenet", "epochs=1", "num_workers=0", "skip_unreadable=true"]
     first = main_phase1.main(common)
     again = main_phase1.main([*common, "--resume"])
     assert first["n_unreadable"] == again["n_unreadable"] == 4

@@ -1,4 +1,4 @@
-"""The paper's tables: every number has its commands, what is done is not run again, and what is missing says why."""
+"""The paper's tables: every number has its commands, finished runs are not repeated, missing numbers are explained."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import json
 import re
 import shlex
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,17 +13,13 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from scripts import paper, reproduce
 from utils.config import load_config
-
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import paper  # noqa: E402 (scripts/ comes first)
-import reproduce  # noqa: E402
 
 
 @pytest.fixture
 def away(tmp_path, monkeypatch):
-    """The script goes to the repository's root and back; its runs and tables lie in tmp_path."""
+    """The script changes to the repository's root; its runs and tables are in tmp_path."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -266,6 +261,10 @@ def test_shared_commands_are_printed_once(away, capsys):
         ("--table 1 --only seed=1", "expected KEY=VALUE with a key of dataset, method, noise, variant"),
         ("--table 1 --seeds 0-2", "expected whole numbers"),
         ("--table 1 --set seed=3", "this script sets seed itself"),
+        ("--table 1 --set learning_rate=3", "unknown key 'learning_rate'; did you mean 'lr'?"),
+        ("--table 1 --set lr", "'lr' is not of the form key=value"),
+        ("--table 1 --only method=DeFT --set strategy=small_loss", "none of the commands reads strategy"),
+        ("--table 12", "invalid choice: 12"),
     ],
 )
 def test_bad_command_lines(away, fails, argv, message):
@@ -283,10 +282,23 @@ def test_a_finished_run_is_not_run_again(away, calls, capsys):
     assert "--resume" not in calls[0]
     reproduce.main([*ONE, str(away)])
     reproduce.main([*ONE, str(away), "--set", "data_root=/elsewhere", "num_workers=3", "device=cpu"])
+    reproduce.main([*ONE, str(away), "--set", "cache=ram", "report=true", "sort_samples=true", "quiet=true"])
+    reproduce.main([*ONE, str(away), "--set", "micro_batches=2", "text_chunk=5", "tf32=true"])  # rounding
     assert len(calls) == 2
     reproduce.main([*ONE, str(away), "--set", "lr=0.1"])
     assert len(calls) == 4
     assert "--resume" not in calls[2]
+
+
+def test_each_script_gets_the_settings_that_it_reads(away, calls):
+    reproduce.main([*ONE, str(away), "--set", "threshold=0.6", "accum_steps=2", "report=true", "lr=0.1"])
+    phase1, phase2 = ([word for word in command if "=" in word and "/" not in word] for command in calls)
+    assert phase1 == ["threshold=0.6", "accum_steps=2", "report=true", "lr=0.1", "seed=0"]
+    assert phase2 == ["accum_steps=2", "lr=0.1", "seed=0"]
+    for script, *argv in calls:
+        load_config(argv, script=Path(script).stem)
+    reproduce.main([*ONE, str(away), "--set", "threshold=0.7", "lr=0.1"])  # phase 2 does not read it
+    assert [command[0].rpartition("/")[2] for command in calls[2:]] == ["main_phase1.py"]
 
 
 def test_a_new_selected_set_runs_phase_2_again(away, calls):
@@ -317,7 +329,7 @@ def test_an_interrupt_is_no_traceback(away, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         reproduce.main([*ONE, str(away)])
     assert stop.value.code == 130
-    assert "stopped; the same command again goes on" in capsys.readouterr().out
+    assert "stopped; repeat the command to resume" in capsys.readouterr().out
 
 
 def test_the_summary_of_other_settings_does_not_count(away, calls):
@@ -413,7 +425,7 @@ def test_tables_of_every_layout(away, calls):
         "| RoLT | 90.00 (75.23, +14.77) | 80.00 (95.82, -15.82) | 85.00 (84.29, +0.71) |"
         in (away / "table8.md").read_text()
     )
-    assert "stands in for those of RoLT" in (away / "table3.md").read_text()
+    assert "replaces those of RoLT" in (away / "table3.md").read_text()
     assert "mae: optimizer adamw, lr 0.0001, weight_decay 0.001" in (away / "table11.md").read_text()
 
 

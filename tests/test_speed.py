@@ -24,10 +24,11 @@ import main_phase1
 import main_phase2
 from datasets import build_data, build_loaders
 from datasets.images.cache import ImageCache
-from datasets.images.transforms import RECIPES, Recipe, random_crop
+from datasets.images.transforms import random_crop
 from models import Detector, build_classifier, build_detector, peft
 from models.fast.activation import quick_gelu
 from utils.config import Config
+from utils.config.catalog import DATASETS, Recipe
 from utils.selection.scores import SampleScores
 
 CLI = ("--cfg", "tiny.yaml", "epochs=1", "num_workers=0")
@@ -346,7 +347,7 @@ def test_a_cache_serves_workers_and_whole_runs(tmp_path, monkeypatch):
 def test_caches_that_cannot_be(tmp_path, monkeypatch):
     from utils.errors import UserError
 
-    with pytest.raises(UserError, match="more memory than there is: use cache=disk"):
+    with pytest.raises(UserError, match="more than this machine has; use cache=disk"):
         ImageCache(10**9, 224, keep_aspect=False, path=None)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="choose another cache_dir"):
@@ -414,8 +415,8 @@ def test_processes_with_unreadable_images(tmp_path, monkeypatch):
 
 
 def test_recipes_are_hashable():
-    """Statistics are kept on the device per recipe."""
-    assert len(set(RECIPES.values())) > 3
+    """Statistics are kept on the device by recipe."""
+    assert len({row.recipe for row in DATASETS.values()}) > 3
 
 
 def test_only_keeps_order_and_crops(workdir):

@@ -1,8 +1,7 @@
-"""Several processes on one training, as `torchrun` starts them. With one process everything here does nothing.
+"""Data-parallel training with several processes, as started by `torchrun`. With one process, no function does anything.
 
-Every process computes the features of its share of each batch; `gather` then gives all of them the features of the
-whole batch. So the method's code sees whole batches, whatever the number of processes: selections, losses and means
-need no change, and nothing is counted twice or left out.
+Each process computes the features of its rows of each batch; `gather` then gives the features of the whole batch to
+all processes. Selections, losses and means therefore see whole batches and are the same for any number of processes.
 """
 
 from __future__ import annotations
@@ -11,11 +10,13 @@ import atexit
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -25,58 +26,58 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Which of the processes this is; 0 writes the files."""
+    """Index of this process; process 0 writes the files."""
     _join()
     return dist.get_rank() if _joined() else 0
 
 
 def local_rank() -> int:
-    """Which of the processes on this machine this is: the number of its GPU."""
+    """Index of this process on its machine, and of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def processes_here() -> int:
-    """Number of processes on this machine, which share its cores."""
+    """Number of processes on this machine, which share its CPU cores."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def local_rows(x: Tensor) -> Tensor:
-    """This process's rows of `x`. The shares of all processes, in order, make up `x`."""
+    """Rows of `x` for this process; those of all processes, in order of rank, make up `x`."""
     return x.tensor_split(world_size())[rank()]
 
 
 def gather(x: Tensor) -> Tensor:
-    """Rows of all processes in order, [sum of B, ...], for rows [B, ...] of each; gradients flow back to them.
+    """Concatenate the rows [B, ...] of all processes, in order of rank: [sum of B, ...]. Differentiable.
 
-    The gradient that comes back is multiplied by the number of processes: all of them compute the same loss from the
-    gathered rows, and `average_gradients` divides what they find by their number.
+    Gradients are multiplied by the number of processes: all compute the same loss from the gathered rows, and
+    `average_gradients` divides by their number.
     """
     return x if world_size() == 1 else _Gather.apply(x)
 
 
 def gather_numbers(x: Tensor) -> Tensor:
-    """Integers of all processes in order, [sum of n], for [n] of each, on the CPU."""
+    """Concatenate integers [n] of all processes, on the CPU, in order of rank: [sum of n]."""
     return x if world_size() == 1 else _all_rows(x)
 
 
-def gather_objects(x: Any) -> list[Any]:
-    """A small object of each process, in order."""
+def gather_objects(x: T) -> list[T]:
+    """Collect a small object of each process, in order of rank."""
     if world_size() == 1:
         return [x]
-    objects: list[Any] = [None] * world_size()
+    objects: list[T] = [x] * world_size()
     dist.all_gather_object(objects, x)
     return objects
 
 
 def broadcast(x: Tensor) -> Tensor:
-    """Process 0's values of `x` for all processes, in place: what each computes may differ by rounding."""
+    """Overwrite `x` by the values of process 0: results of the processes may differ by rounding."""
     if world_size() > 1:
         dist.broadcast(x, 0)
     return x
 
 
 def all_reduce_max(number: int) -> int:
-    """The largest of the processes' numbers."""
+    """Maximum of a number over the processes."""
     return number if world_size() == 1 else max(_sizes(number))
 
 
@@ -93,7 +94,7 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
 
 @contextlib.contextmanager
 def rank_zero_first() -> Iterator[None]:
-    """Let process 0 go through the block before the others: it fetches or makes files that they then find."""
+    """Run the block in process 0 before the others, which then find the files that it downloads or writes."""
     if rank() > 0:
         dist.barrier()
     yield
@@ -113,7 +114,7 @@ class _Gather(torch.autograd.Function):
 
 
 def _sizes(n: int) -> list[int]:
-    """A number of each process. Exchanged between CPUs, so that no GPU has to be waited for."""
+    """The number `n` of each process, exchanged between CPUs so as not to synchronise a GPU."""
     sizes = torch.empty(world_size(), dtype=torch.int64)
     dist.all_gather_into_tensor(sizes, torch.tensor([n]))
     return sizes.tolist()
@@ -133,7 +134,7 @@ def _joined() -> bool:
 
 
 def _join() -> None:
-    """Join the other processes on first use, where torchrun says there are any."""
+    """Initialise the process group on first use, under torchrun."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _joined():
         return
     if torch.cuda.is_available():

@@ -1,14 +1,14 @@
-"""Losses: tensors in, tensors out. A training method of the baselines is one row of `LOSSES`."""
+"""Losses: tensors in, tensors out. A training method of the baselines is one row of `utils.config.catalog.METHODS`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.config.catalog import METHODS, resolve
 from utils.errors import UserError
 from utils.rng import sample_integers
 
@@ -91,18 +91,6 @@ class EarlyLearningRegularisation(torch.nn.Module):
         return cross_entropy(logits, targets) + self.weight * (1 - agreement).log()
 
 
-# Each training method's loss of a sample: a function of logits and labels or, where it remembers the samples, a module
-# built from the numbers of samples and classes. GMM and TURN use it for the samples that they select.
-LOSSES: dict[str, Callable[..., Tensor] | type[torch.nn.Module]] = {
-    "CE": cross_entropy,
-    "ELR": EarlyLearningRegularisation,
-    "SCE": symmetric_cross_entropy,
-    "GMM": cross_entropy,
-    "GCE": generalised_cross_entropy,
-    "TURN": cross_entropy,
-}
-
-
 class Criterion(torch.nn.Module):
     """The per-sample loss of a training method for noisy labels.
 
@@ -112,9 +100,9 @@ class Criterion(torch.nn.Module):
 
     def __init__(self, method: str, n_samples: int, n_classes: int) -> None:
         super().__init__()
-        if method not in LOSSES:
-            raise UserError(f"unknown training method '{method}'; choose one of {', '.join(LOSSES)}")
-        loss = LOSSES[method]
+        if method not in METHODS:
+            raise UserError(f"unknown training method '{method}'; choose one of {', '.join(METHODS)}")
+        loss = resolve(METHODS[method])
         self.loss: Any = loss(n_samples, n_classes) if isinstance(loss, type) else loss
 
     def forward(self, logits: Tensor, targets: Tensor, index: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Image files -> uint8 tensors: decoding, with what can go wrong in it, and the reading of whole batches by workers."""
+"""Image files -> uint8 tensors: decoding with its errors, and reading of whole batches by worker processes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ from torch.utils.data import Dataset, Sampler
 from torchvision.transforms.v2 import functional as tvf
 
 from datasets.images.cache import ImageCache
-from datasets.images.transforms import Recipe, crop_file, resize_file, resized_side
+from datasets.images.transforms import crop_file, resize_file, resized_side
+from utils.config.catalog import Recipe
 from utils.errors import UserError
 
 
@@ -26,7 +27,7 @@ class UnreadableImageError(Exception):
 
 @dataclass(frozen=True)
 class ImageFiles(Sequence[str]):
-    """Paths of image files: `folder` joined with each of `names`, made when asked for (a million of them cost nothing)."""
+    """Paths of image files: `folder` joined with each of `names` on access, to save memory."""
 
     folder: str
     names: Sequence[str]
@@ -34,19 +35,19 @@ class ImageFiles(Sequence[str]):
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, i: int) -> str:
-        return os.path.join(self.folder, self.names[i])  # noqa: PTH118 (one Path object a sample is slow)
+    def __getitem__(self, i: int) -> str:  # type: ignore[override]  # without slices
+        return os.path.join(self.folder, self.names[i])  # noqa: PTH118 (one Path object per sample is slow)
 
 
 def read_image(path: str, *, at_least: int | None = None) -> Image.Image:
     """Decode a file of any colour mode into an RGB image.
 
     Args:
-        at_least: a smaller decoding will do, of so many pixels or more in both directions: many times faster for JPEG.
+        at_least: side in pixels that suffices in both directions; decodes JPEG at a lower resolution, many times faster.
 
     Raises:
-        UnreadableImageError: missing, truncated, not an image, or of more pixels than Pillow's limit against
-            decompression bombs (`Image.MAX_IMAGE_PIXELS`), which Pillow itself only warns of.
+        UnreadableImageError: missing, truncated, not an image, or above Pillow's limit against decompression bombs
+            (`Image.MAX_IMAGE_PIXELS`), for which Pillow itself only warns.
     """
     try:
         with Image.open(path) as image:
@@ -57,14 +58,14 @@ def read_image(path: str, *, at_least: int | None = None) -> Image.Image:
             if at_least is not None:
                 image.draft("RGB", (at_least, at_least))
             return image.convert("RGB")
-    except Exception as error:  # Pillow's decoders fail in many ways
+    except Exception as error:  # Pillow's decoders raise many types
         raise UnreadableImageError(_reason(error)) from None
 
 
 def small_pixels(paths: Sequence[str], *, skip_unreadable: bool) -> np.ndarray:
-    """Images resized to 64x64 (bilinear) for instance-dependent noise: height, width, channel, flattened, 0 to 255.
+    """Images resized to 64x64 (bilinear) for instance-dependent noise: [height, width, channel] flattened, 0 to 255.
 
-    With `skip_unreadable` an image that cannot be decoded counts as black; it is in no batch anyway.
+    With `skip_unreadable`, unreadable images count as black; no batch contains them.
 
     Returns:
         float32 [len(paths), 12288].
@@ -83,23 +84,29 @@ def small_pixels(paths: Sequence[str], *, skip_unreadable: bool) -> np.ndarray:
 
 
 def unreadable_image(path: str, reason: str) -> UserError:
-    """The one line that an unreadable image ends a run with."""
+    """The error for an unreadable image."""
     return UserError(
-        f"{path}: cannot be read as an image ({reason}); replace it, or set skip_unreadable=true to go on without such images"
+        f"{path}: cannot be read as an image ({reason}); replace it, or set skip_unreadable=true to leave out unreadable images"
     )
 
 
-class ReadRequest(NamedTuple):
-    """One batch to read: sample numbers and paths; the epoch for training crops, None for the test transform."""
+# Images, their sample indices, and the reason by index of unreadable images.
+ReadBatch = tuple[Tensor, Tensor, dict[int, str]]
 
-    index: list[int]
+
+class ReadRequest(NamedTuple):
+    """One batch to read: sample indices and paths; the epoch for training crops, None for the test transform."""
+
+    index: list[int]  # type: ignore[assignment]  # hides tuple.index
     paths: list[str]
     epoch: int | None
 
 
-class EpochSampler(Sampler):
-    """The tasks of one pass, for a DataLoader: everything a worker needs travels with the task, so workers hold no list
-    of files and know no epoch, and the same ones serve every pass."""
+class EpochSampler(Sampler[ReadRequest]):
+    """Read requests of one pass, for a DataLoader.
+
+    A request holds everything that a worker needs, so persistent workers keep neither file list nor epoch.
+    """
 
     def __init__(self, files: Sequence[str]) -> None:
         self.files = files
@@ -115,22 +122,22 @@ class EpochSampler(Sampler):
             yield ReadRequest(index, [self.files[i] for i in index], self.epoch)
 
 
-class BatchReader(Dataset):
-    """Task -> (images uint8 [K, 3, S, S], their sample numbers int64 [K], reason by number of what is unreadable).
+class BatchReader(Dataset[ReadBatch]):
+    """Read request -> (images uint8 [K, 3, S, S], sample indices int64 [K], reason by index of unreadable images).
 
-    K is smaller than the task where images are unreadable. Problems come back as data: an exception that crosses a
-    process border arrives with a page of traceback in its message.
+    Unreadable images are not among the K. They are returned as data, because an exception from another process arrives
+    with a traceback in its message.
     """
 
     def __init__(self, recipe: Recipe, size: int, seed: int, caches: dict[int, ImageCache]) -> None:
-        """`caches`: of resized images, by their side; none for images that are to be decoded anew."""
+        """`caches`: of resized images by side; without one, images are decoded every time."""
         self.recipe, self.size, self.seed, self.caches = recipe, size, seed, caches
 
-    def __getitem__(self, task: ReadRequest) -> tuple[Tensor, Tensor, dict[int, str]]:
+    def __getitem__(self, request: ReadRequest) -> ReadBatch:
         images, kept, unreadable = [], [], {}
-        for i, path in zip(task.index, task.paths):
+        for i, path in zip(request.index, request.paths):
             try:
-                images.append(self._read(path, i, task.epoch))
+                images.append(self._read(path, i, request.epoch))
                 kept.append(i)
             except UnreadableImageError as error:
                 unreadable[i] = str(error)
@@ -151,8 +158,8 @@ class BatchReader(Dataset):
             raise UnreadableImageError(_reason(error)) from None
 
 
-def identity(batch: tuple[Tensor, Tensor, dict[int, str]]) -> tuple[Tensor, Tensor, dict[int, str]]:
-    """DataLoader's collate function: a reader's result is a batch already."""
+def identity(batch: Any) -> Any:
+    """DataLoader's collate function: a reader already returns batches."""
     return batch
 
 

@@ -1,6 +1,6 @@
 """CIFAR-10 and CIFAR-100 from the official pickles, and CIFAR-N's human labels.
 
-CIFAR-N (`cifar10n`, `cifar100n`) is the same images, so both names lead to the same files.
+CIFAR-N (`cifar10n`, `cifar100n`) has the same images, so both names read the same files.
 """
 
 from __future__ import annotations
@@ -8,17 +8,16 @@ from __future__ import annotations
 import io
 import pickle
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torchvision
 
-from utils.config import Config
-from utils.errors import UserError
+from datasets.readers.splits import Arrays, Splits
+from utils.errors import UserError, first_line
 from utils.log import log, quiet_downloads
-
-Split = tuple[np.ndarray, np.ndarray]
 
 FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 TRAIN_FILES = {"cifar10": [f"data_batch_{i}" for i in range(1, 6)], "cifar100": ["train"]}
@@ -26,7 +25,7 @@ TEST_FILES = {"cifar10": ["test_batch"], "cifar100": ["test"]}
 LABEL_KEYS = {"cifar10": "labels", "cifar100": "fine_labels"}
 ARCHIVES = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}
 HUMAN_LABELS = {"cifar10": ("CIFAR-10_human.pt", "worse_label"), "cifar100": ("CIFAR-100_human.pt", "noisy_label")}
-# All that the published files need; whatever else a pickle asks for is refused before it runs.
+# All that the published files need; any other import of a pickle is refused before it runs.
 HARMLESS = {
     ("_codecs", "encode"),
     ("collections", "OrderedDict"),
@@ -39,74 +38,75 @@ HARMLESS = {
 }
 
 
-def read_cifar(cfg: Config) -> tuple[Split, Split]:
-    """(images, labels) of the train and test split: uint8 [N, 32, 32, 3] and int64 [N].
+def read_cifar(root: Path, *, dataset: str, download: bool = False) -> Splits:
+    """Read train and test split with clean labels.
 
-    Fetches the archive when the folder is missing and `download` allows it.
+    Args:
+        dataset: cifar10, cifar100, cifar10n or cifar100n.
+        download: download the archive if files are missing.
 
     Raises:
-        UserError: missing, damaged or incomplete files, or no network.
+        UserError: missing or damaged files, or no network.
     """
-    name = plain_name(cfg)
-    folder = Path(cfg.data_root) / FOLDERS[name]
+    name = dataset.removesuffix("n")
+    folder = root / FOLDERS[name]
     files = TRAIN_FILES[name] + TEST_FILES[name]
     missing = [name for name in files if not (folder / name).is_file()]
-    if missing and cfg.download:
-        _download(cfg)
+    if missing and download:
+        _download(root, dataset)
     elif missing:
-        found = f"it lacks {', '.join(missing)}" if folder.is_dir() else "there is no such folder"
+        found = f"without {', '.join(missing)}" if folder.is_dir() else "no such directory"
         raise UserError(
-            f"{cfg.dataset}: looked for the official python version in {folder}: {found}; put it there, set data_root, or set download=true"
+            f"{dataset}: looked for the official python version in {folder}: {found}; put it there, set data_root, or set download=true"
         )
-    train, test = (
-        [_read_batch(folder / file, LABEL_KEYS[name]) for file in names]
-        for names in (TRAIN_FILES[name], TEST_FILES[name])
-    )
-    return tuple(
-        (np.concatenate([b[0] for b in split]), np.concatenate([b[1] for b in split])) for split in (train, test)
+    return Splits(
+        _read_split([folder / file for file in TRAIN_FILES[name]], LABEL_KEYS[name]),
+        _read_split([folder / file for file in TEST_FILES[name]], LABEL_KEYS[name]),
     )
 
 
-def read_human_labels(cfg: Config, n: int) -> np.ndarray:
-    """CIFAR-N's human labels (Wei et al., 2022) of the train split, int64 [n].
+def read_human_labels(root: Path, *, dataset: str, n: int) -> np.ndarray:
+    """Read CIFAR-N's human labels (Wei et al., 2022) of the train split, int64 [n].
 
     Raises:
         UserError: the file is missing, damaged, or of another length.
     """
-    name, label_key = HUMAN_LABELS[plain_name(cfg)]
-    path = Path(cfg.data_root) / name
+    name, label_key = HUMAN_LABELS[dataset.removesuffix("n")]
+    path = root / name
     if not path.is_file():
         raise UserError(
-            f"{cfg.dataset} with noise 'real' needs the human labels of CIFAR-N: looked for {path}; get it from the CIFAR-N project (noisylabels.com) and put it there"
+            f"{dataset} with noise 'real' needs the human labels of CIFAR-N: looked for {path}; download it from noisylabels.com and put it there"
         )
     content = _unpickle_torch(path)
     if not isinstance(content, dict) or label_key not in content:
-        raise UserError(f"{path}: no entry '{label_key}'; this is not the published file")
+        raise UserError(f"{path}: no entry '{label_key}'; use the published file")
     labels = np.asarray(content[label_key]).astype(np.int64)
     if labels.shape != (n,):
-        raise UserError(f"{path}: {labels.shape[0] if labels.ndim else 0} labels for {n} images")
+        raise UserError(
+            f"{path}: {labels.shape[0] if labels.ndim else 0} labels for {n} images; use the published file"
+        )
     return labels
 
 
-def plain_name(cfg: Config) -> str:
-    """`cifar10` or `cifar100`: whose images these are."""
-    return cfg.dataset.removesuffix("n")
-
-
-def _download(cfg: Config) -> None:
-    log.info(f"fetching {cfg.dataset} into {cfg.data_root}")
-    archive = ARCHIVES[plain_name(cfg)]
+def _download(root: Path, dataset: str) -> None:
+    log.info(f"downloading {dataset} into {root}")
+    archive = ARCHIVES[dataset.removesuffix("n")]
     try:
-        Path(cfg.data_root).mkdir(parents=True, exist_ok=True)
+        root.mkdir(parents=True, exist_ok=True)
         with quiet_downloads():
-            archive(cfg.data_root, download=True)
-    except Exception as error:  # a network fails in many ways
+            archive(str(root), download=True)
+    except Exception as error:  # networks raise many types
         raise UserError(
-            f"{cfg.dataset} is not in {cfg.data_root} and could not be fetched ({type(error).__name__}): unpack {archive.url} there by hand"
+            f"{dataset} is not in {root} and could not be downloaded ({type(error).__name__}); unpack {archive.url} there"
         ) from None
 
 
-def _read_batch(path: Path, label_key: str) -> Split:
+def _read_split(paths: Sequence[Path], label_key: str) -> Arrays:
+    batches = [_read_batch(path, label_key) for path in paths]
+    return Arrays(np.concatenate([b.images for b in batches]), np.concatenate([b.labels for b in batches]))
+
+
+def _read_batch(path: Path, label_key: str) -> Arrays:
     try:
         content = _Unpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
         content = {k.decode() if isinstance(k, bytes) else k: v for k, v in content.items()}
@@ -114,29 +114,27 @@ def _read_batch(path: Path, label_key: str) -> Split:
         labels = np.asarray(content[label_key], dtype=np.int64)
         if len(images) != len(labels):
             raise ValueError(f"{len(images)} images but {len(labels)} labels")
-    except Exception as error:  # a damaged pickle may fail anywhere
-        raise UserError(f"{path}: not a readable CIFAR file ({_first_line(error)}); fetch the archive again") from None
-    return images, labels
+    except Exception as error:  # damaged pickles raise many types
+        raise UserError(
+            f"{path}: not a readable CIFAR file ({first_line(error)}); download the archive again"
+        ) from None
+    return Arrays(images, labels)
 
 
 def _unpickle_torch(path: Path) -> Any:
-    """A file of torch.save that holds numpy arrays: its pickle through the restricted reader."""
+    """Load a file of torch.save that holds numpy arrays, with the restricted unpickler."""
     try:
         with zipfile.ZipFile(path) as archive:
             name = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
             return _Unpickler(io.BytesIO(archive.read(name))).load()
-    except Exception as error:  # a damaged file may fail anywhere
-        raise UserError(f"{path}: not a readable label file ({_first_line(error)})") from None
+    except Exception as error:  # damaged files raise many types
+        raise UserError(f"{path}: not a readable label file ({first_line(error)}); download it again") from None
 
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in HARMLESS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which these files do not need")
-        # numpy 2 moved its core; files written before still name the old place.
+            raise pickle.UnpicklingError(f"it imports {module}.{name}, which the published files do not need")
+        # numpy 2 moved its core; older files name the old module.
         moved = module.replace("numpy.core", "numpy._core") if hasattr(np, "_core") else module
         return super().find_class(moved, name)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]

@@ -1,7 +1,7 @@
 """Clothing1M (Xiao et al., 2015): a million shop images with labels from their text, 14 classes, and a clean test set.
 
-The train set is a class-balanced subset, drawn once per seed by a private generator, so that every script that is given
-the same seed sees the same samples in the same order.
+The train set is a class-balanced subset, drawn by a private generator: the same samples in the same order for the same
+seed in every script.
 """
 
 from __future__ import annotations
@@ -11,40 +11,48 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.readers.layout import Listing, check_files, find_folder, make_listing, read_lines, read_pairs, to_label
-from utils.config import Config
+from datasets.readers.layout import check_files, find_folder, make_listing, read_lines, read_pairs, to_label
+from datasets.readers.splits import Listing, Splits
 from utils.errors import UserError
 
 N_CLASSES = 14
 
 
-def read_clothing1m(cfg: Config) -> tuple[Listing, Listing]:
-    """Train subset (`num_samples`, 0: all) and clean test split.
+def read_clothing1m(
+    root: Path,
+    *,
+    num_samples: int = 64_000,
+    seed: int = 0,
+    allow_outside_root: bool = False,
+    skip_unreadable: bool = False,
+) -> Splits:
+    """Read the noisy train subset and the clean test split. Only the files of these are checked for existence.
 
-    Only the files of the subset are looked for: by reading each of their folders once.
+    Args:
+        num_samples: size of the subset; 0 for every listed image.
+        seed: of the subset.
+        allow_outside_root, skip_unreadable: as `layout.check_files`.
 
     Raises:
         UserError: missing lists or images, a key without a label.
     """
-    folder = find_folder(
-        cfg, "clothing1m", markers=["noisy_train_key_list.txt", "noisy_label_kv.txt"], archives=["clothing"]
-    )
+    markers = ["noisy_train_key_list.txt", "noisy_label_kv.txt"]
+    folder = find_folder(root, "clothing1m", dataset="clothing1m", markers=markers, archives=["clothing"])
     train = _read_split(folder, "noisy_train_key_list.txt", "noisy_label_kv.txt")
-    if cfg.num_samples:
-        rows = balanced_subset(train.labels, N_CLASSES, cfg.num_samples, cfg.seed)
+    if num_samples:
+        rows = balanced_subset(train.labels, N_CLASSES, num_samples, seed)
         train = Listing(folder, [train.ids[i] for i in rows], train.labels[rows])
     test = _read_split(folder, "clean_test_key_list.txt", "clean_label_kv.txt")
-    return (
-        check_files(cfg, train, folder / "noisy_train_key_list.txt"),
-        check_files(cfg, test, folder / "clean_test_key_list.txt"),
-    )
+    for listing, name in ((train, "noisy_train_key_list.txt"), (test, "clean_test_key_list.txt")):
+        check_files(listing, folder / name, allow_outside_root=allow_outside_root, skip_unreadable=skip_unreadable)
+    return Splits(train, test)
 
 
 def balanced_subset(labels: np.ndarray, n_classes: int, n: int, seed: int) -> list[int]:
-    """Rows of about n / C samples a class, at most `n` in all, in random order.
+    """Draw rows of about n / C samples per class, at most `n` in all, in random order.
 
-    As released: shuffle, take while the class has fewer than n / C, shuffle again. A class with fewer samples than that
-    gives all it has, and the subset is smaller than `n`.
+    As released: shuffle, take a row while its class has fewer than n / C, shuffle again. With classes of fewer samples,
+    the subset is smaller than `n`.
     """
     rng = random.Random(seed)
     order = list(range(len(labels)))
@@ -63,18 +71,18 @@ def balanced_subset(labels: np.ndarray, n_classes: int, n: int, seed: int) -> li
 
 
 def _read_split(folder: Path, keys: str, labels: str) -> Listing:
-    """The listed keys with their labels. The label file may speak of other keys, too."""
+    """The listed keys with their labels. The label file may list further keys."""
     found: dict[str, int] = {}
     for number, key in read_lines(folder / keys):
         if key in found:
-            raise UserError(f"{folder / keys}, line {number}: '{key}' stands there a second time; keep one of the two")
+            raise UserError(f"{folder / keys}, line {number}: duplicate entry '{key}'; keep one")
         found[key] = -1
     for number, key, text in read_pairs(folder / labels):
         if key in found:
             if found[key] >= 0:
-                raise UserError(f"{folder / labels}, line {number}: a second label for '{key}'; keep one of the two")
+                raise UserError(f"{folder / labels}, line {number}: duplicate label for '{key}'; keep one")
             found[key] = to_label(text, N_CLASSES, folder / labels, number)
     for key, label in found.items():
         if label < 0:
-            raise UserError(f"{folder / labels}: no label for '{key}', which {keys} names; fetch both lists again")
+            raise UserError(f"{folder / labels}: no label for '{key}' of {keys}; download both lists again")
     return make_listing(folder, found, what=f"keys in {keys}")

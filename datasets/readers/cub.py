@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets.readers.layout import Listing, check_files, find_folder, make_listing, read_labels, read_lines
-from utils.config import Config
+from datasets.readers.layout import check_files, find_folder, make_listing, read_labels, read_lines
+from datasets.readers.splits import Listing, Splits
 from utils.errors import UserError
 
 N_CLASSES = 200
 
 
-def read_cub(cfg: Config) -> tuple[Listing, Listing]:
-    """Train and test split.
+def read_cub(root: Path, *, allow_outside_root: bool = False, skip_unreadable: bool = False) -> Splits:
+    """Read train and test split; options as `layout.check_files`.
 
     Raises:
         UserError: missing lists or images, an image without label or split.
     """
-    folder = find_folder(cfg, "CUB_200_2011", markers=["images.txt"], archives=["cub"])
+    folder = find_folder(root, "CUB_200_2011", dataset="cub-200-2011", markers=["images.txt"], archives=["cub"])
     names = _read_images(folder / "images.txt")
     labels = read_labels(folder / "image_class_labels.txt", N_CLASSES, first=1)
     is_train = read_labels(folder / "train_test_split.txt", 2)
@@ -29,21 +29,24 @@ def read_cub(cfg: Config) -> tuple[Listing, Listing]:
     def split(train: int) -> Listing:
         chosen = {f"images/{name}": labels[i] for i, name in names.items() if is_train[i] == train}
         what = f"{'train' if train else 'test'} images by train_test_split.txt"
-        return check_files(cfg, make_listing(folder, chosen, what=what), folder / "images.txt")
+        listing = make_listing(folder, chosen, what=what)
+        return check_files(
+            listing, folder / "images.txt", allow_outside_root=allow_outside_root, skip_unreadable=skip_unreadable
+        )
 
-    return split(1), split(0)
+    return Splits(split(1), split(0))
 
 
 def _read_images(path: Path) -> dict[str, str]:
-    """File by image number, from lines "<number> <class folder>/<file>"."""
+    """Read lines "<number> <class folder>/<file>": file by image number."""
     names: dict[str, str] = {}
     seen: set[str] = set()
     for line, text in read_lines(path):
         number, _, name = text.partition(" ")
         if not number.isdecimal() or not name:
-            raise UserError(f"{path}, line {line}: expected '<number> <file>', found '{text[:80]}'; mend the line")
+            raise UserError(f"{path}, line {line}: expected '<number> <file>', found '{text[:80]}'; correct the line")
         if number in names or name in seen:
-            raise UserError(f"{path}, line {line}: '{text[:80]}' stands there a second time; keep one of the two lines")
+            raise UserError(f"{path}, line {line}: duplicate entry '{text[:80]}'; keep one")
         names[number] = name
         seen.add(name)
     return names

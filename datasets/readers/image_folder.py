@@ -1,86 +1,96 @@
-"""A folder of images, one folder a class: <class>/**.jpg, or train/<class>/**.jpg and test/<class>/**.jpg."""
+"""A directory of images with one folder per class: <class>/**.jpg, or train/<class>/**.jpg and test/<class>/**.jpg."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from datasets.readers.layout import Listing, make_listing, subfolders
+from datasets.readers.layout import make_listing, subfolders
 from datasets.readers.names import given_names, natural_sorted
-from datasets.readers.own_data import OwnData, check_distinct, data_folder, validate
+from datasets.readers.own_data import check_distinct, check_folder, validate
 from datasets.readers.safe_paths import escapes_root, outside
-from utils.config import Config
+from datasets.readers.splits import Listing, Splits
 from utils.errors import UserError
 from utils.log import log
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-TEST_FOLDERS = ("test", "val")  # the first that is there
+TEST_FOLDERS = ("test", "val")  # the first that exists
 
 
-def read_image_folder(cfg: Config) -> OwnData:
-    """Train split, test split where there is one, and names. A class is called what its folder is called.
+def read_image_folder(
+    root: Path,
+    *,
+    class_names: Sequence[str] | str | None = None,
+    allow_outside_root: bool = False,
+    prompts: str = "names",
+) -> Splits:
+    """Read train split, test split if there is one, and class names, by default those of the folders.
+
+    Args:
+        class_names: a list, or a file (`readers.names.given_names`).
+        allow_outside_root: follow links that lead out of `root`.
+        prompts: `names` to warn of class names that mean nothing in prompts.
 
     Raises:
-        UserError: no images, one class only, names that do not fit, links that lead outside.
+        UserError: no images, only one class, class names that do not match, links that lead outside.
     """
-    root = data_folder(cfg)
+    check_folder("image_folder", root)
     has_splits = _has_splits(root)
-    train = _class_images(cfg, root, "train" if has_splits else "")
-    if not train:
+    found = _class_images(root, "train" if has_splits else "", allow_outside_root)
+    if not found:
         raise UserError(
-            f"image_folder: found no images {'train/' if has_splits else ''}<class>/*.jpg (or {', '.join(SUFFIXES[1:])}) in {root}; put each class's images into a folder of its own"
+            f"image_folder: found no images {'train/' if has_splits else ''}<class>/*.jpg (or {', '.join(SUFFIXES[1:])}) in {root}; put the images of each class into its own folder"
         )
-    classes = {name: label for label, name in enumerate(natural_sorted(train))}
+    classes = {name: label for label, name in enumerate(natural_sorted(found))}
     test = None
     if has_splits:
         split = next((name for name in TEST_FOLDERS if name in subfolders(root)), None)
-        test = _listing(root, _class_images(cfg, root, split), classes) if split else None
-    names, prompts = _names(cfg, list(classes))
-    check_distinct(cfg, names)
-    return validate(cfg, OwnData(_listing(root, train, classes), None, test, names, prompts))
+        test = _listing(root, _class_images(root, split, allow_outside_root), classes) if split else None
+    names, prompt_names = _names(root, class_names, list(classes))
+    check_distinct("image_folder", names)
+    train = _listing(root, found, classes)
+    return validate("image_folder", train, Splits(train, test, names=names, prompts=prompt_names), prompts=prompts)
 
 
 def _has_splits(root: Path) -> bool:
-    """Whether the first level is train and test, not classes. A class may be called train, so its folders decide."""
+    """Whether the first level is train and test, not classes. A class may be called train, so its subfolders decide."""
     if not subfolders(root / "train"):
         return False
     other = [name for name in subfolders(root) if name not in ("train", *TEST_FOLDERS)]
     if other:
         raise UserError(
-            f"image_folder: {root} holds train/ with folders in it, and beside it '{other[0]}': is train a split or a class? Move '{other[0]}' away, or all classes into train/"
+            f"image_folder: {root} contains train/ with subfolders and also '{other[0]}', so train may be a split or a class; move '{other[0]}' away, or all classes into train/"
         )
     return True
 
 
-def _class_images(cfg: Config, root: Path, split: str) -> dict[str, list[str]]:
-    """Ids by class folder; says what lies outside of any class."""
+def _class_images(root: Path, split: str, allow_outside_root: bool) -> dict[str, list[str]]:
+    """Ids by class folder; warns of empty folders and of images outside of class folders."""
     top = root / split
-    found = {name: _images(cfg, root, f"{split}/{name}".lstrip("/")) for name in subfolders(top)}
+    found = {name: _images(root, f"{split}/{name}".lstrip("/"), allow_outside_root) for name in subfolders(top)}
     empty = [name for name, ids in found.items() if not ids]
     if empty:
         names = ", ".join(empty[:3])
-        log.warning(f"image_folder: left out {len(empty)} folders of {top} without an image in them ({names})")
+        log.warning(f"image_folder: skipped {len(empty)} folders without images in {top} ({names})")
     loose = [entry.name for entry in _scan(str(top)) if _is_image(entry)]
     if loose:
-        text = f"image_folder: left out {len(loose)} images in {top} that lie in no class folder ({loose[0]})"
-        log.warning(text)
+        log.warning(f"image_folder: skipped {len(loose)} images in {top} outside of class folders ({loose[0]})")
     return {name: ids for name, ids in found.items() if ids}
 
 
-def _images(cfg: Config, root: Path, below: str) -> list[str]:
-    """Ids of the images in a folder and all folders in it, hidden ones left out; no image is opened."""
+def _images(root: Path, below: str, allow_outside_root: bool) -> list[str]:
+    """Ids of the images in a folder and its subfolders, without hidden ones. Opens no image."""
     real_root = os.path.realpath(root)
     ids: list[str] = []
-    # (folder's id, its path without links, those of the folders above it and itself)
-    open_folders = [(below, ())]
+    open_folders: list[tuple[str, tuple[str, ...]]] = [(below, ())]  # id, resolved paths of its parents
     while open_folders:
         folder, above = open_folders.pop()
-        path = os.path.join(root, folder)  # noqa: PTH118 (a Path a file is slow)
+        path = os.path.join(root, folder)  # noqa: PTH118 (one Path object per file is slow)
         real = os.path.realpath(path)
         if real in above:
-            raise UserError(f"image_folder: the link {path} leads back to a folder that it lies in; remove it")
-        if not cfg.allow_outside_root and escapes_root(real, real_root):
+            raise UserError(f"image_folder: the link {path} points to one of its parent folders; remove it")
+        if not allow_outside_root and escapes_root(real, real_root):
             raise outside(folder, root, "image_folder")
         for entry in _scan(path):
             if entry.name.startswith("."):
@@ -89,7 +99,7 @@ def _images(cfg: Config, root: Path, below: str) -> list[str]:
             if entry.is_dir():
                 open_folders.append((name, (*above, real)))
             elif _is_image(entry):
-                if entry.is_symlink() and not cfg.allow_outside_root and escapes_root(entry.path, real_root):
+                if entry.is_symlink() and not allow_outside_root and escapes_root(entry.path, real_root):
                     raise outside(name, root, "image_folder")
                 ids.append(name)
     return ids
@@ -110,27 +120,27 @@ def _is_image(entry: os.DirEntry) -> bool:
 def _listing(root: Path, found: Mapping[str, list[str]], classes: Mapping[str, int]) -> Listing:
     unknown = next((name for name in found if name not in classes), None)
     if unknown is not None:
-        raise UserError(f"image_folder: the class '{unknown}' of the test split has no train images; rename or move it")
+        raise UserError(f"image_folder: class '{unknown}' of the test split has no train images; rename or move it")
     labels = {name: classes[folder] for folder, ids in found.items() for name in ids}
     return make_listing(root, labels, what="test images")
 
 
-def _names(cfg: Config, folders: list[str]) -> tuple[list[str], list[str]]:
-    """(names, prompts): the folders' names, or those that the settings give by number or folder."""
-    given = given_names(cfg)
+def _names(root: Path, class_names: Sequence[str] | str | None, folders: list[str]) -> tuple[list[str], list[str]]:
+    """(names, prompts): those of the folders, or the given ones by number or folder."""
+    given = given_names(class_names)
     if given is None:
         return [folder.strip() for folder in folders], []
     if not given.keys:
         if len(given.names) != len(folders):
             raise UserError(
-                f"class_names: {len(given.names)} names for the {len(folders)} class folders of {cfg.data_root}; give one a folder, in the order {', '.join(folders[:3])}, ..."
+                f"class_names: {len(given.names)} names for the {len(folders)} class folders of {root}; give one per folder, in the order {', '.join(folders[:3])}, ..."
             )
         return given.names, given.prompts
     place = {key: i for i, key in enumerate(given.keys)}
     missing = next((folder for folder in folders if folder.strip() not in place), None)
     if missing is not None:
         raise UserError(
-            f"class_names={cfg.class_names}: no line for the class folder '{missing}'; in the column index give folders, or numbers from 0 to {len(folders) - 1}"
+            f"class_names={class_names}: no line for the class folder '{missing}'; the column index must hold folders, or integers in [0, {len(folders) - 1}]"
         )
     rows = [place[folder.strip()] for folder in folders]
     return [given.names[i] for i in rows], [given.prompts[i] for i in rows] if given.prompts else []

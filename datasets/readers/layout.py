@@ -1,7 +1,7 @@
-"""Data sets of image files: find the folder, read the lists, and say plainly what is missing.
+"""Finding and listing data sets of image files, with errors that name the missing file and the next step.
 
-Every sample's id is its path relative to the data set's folder, with forward slashes. Ids are sorted, so that neither a
-file system's order nor a list's changes which sample is which.
+The id of a sample is its path relative to the data set's folder, with forward slashes. Ids are sorted, so samples do not
+depend on the order of a file system or list.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from datasets.readers.safe_paths import by_folder, refuse_outside
-from utils.config import Config
+from datasets.readers.splits import Listing
 from utils.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
@@ -22,48 +21,43 @@ ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".
 HELP = "datasets/README.md shows the layout"
 
 
-class Listing(NamedTuple):
-    """One split: image files `ids` under `folder`, and their labels, int64 [N]."""
+def make_listing(folder: Path, labels: Mapping[str, int], *, what: str) -> Listing:
+    """Make a split of label by id, sorted by id.
 
-    folder: Path
-    ids: list[str]
-    labels: np.ndarray
-
-
-def make_listing(folder: Path, labels: Mapping[str, int], *, what: str, in_order: bool = False) -> Listing:
-    """Ids and labels as a split, sorted by id (`in_order`: as they are).
+    Args:
+        what: what the split consists of, for the message.
 
     Raises:
-        UserError: there is nothing in it; `what` says what was looked for.
+        UserError: no samples.
     """
     if not labels:
         raise UserError(f"found no {what} in {folder}; {HELP}")
-    ids = list(labels) if in_order else sorted(labels)
+    ids = sorted(labels)
     return Listing(folder, ids, np.array([labels[name] for name in ids], dtype=np.int64))
 
 
 # ------------------------------------------------------------------ folders
 
 
-def find_folder(cfg: Config, name: str, *, markers: Sequence[str], archives: Sequence[str]) -> Path:
-    """The data set's own folder: `name` in `data_root`, or `data_root` itself; the one that holds a marker.
+def find_folder(root: Path, name: str, *, dataset: str, markers: Sequence[str], archives: Sequence[str]) -> Path:
+    """Find the folder of a data set: `name` in `root`, or `root` itself, whichever holds a marker.
 
     Args:
-        markers: files or folders; one of them is there if this is the data set.
-        archives: how the names of the official archives begin, in lower case; such a file is named in the message.
+        dataset: name of the data set, for messages.
+        markers: files or folders, one of which the data set's folder contains.
+        archives: lower-case prefixes of the official archives' names; the message mentions one that is not unpacked.
 
     Raises:
-        UserError: it is in neither place.
+        UserError: found in neither place.
     """
-    root = Path(cfg.data_root)
     places = (root / name, root)
     for folder in places:
         if _holds(folder, markers):
             return folder
-    wanted = f"{cfg.dataset}: looked for {' or '.join(markers)} in {root / name} and in {root}"
+    wanted = f"{dataset}: looked for {' or '.join(markers)} in {root / name} and in {root}"
     if not root.is_dir():
-        raise UserError(f"{wanted}: there is no folder {root}; set data_root to where the data sets are; {HELP}")
-    # Below the data set's own folder, or in another folder beside: any folder of the root may hold a "train".
+        raise UserError(f"{wanted}: {root} is not a directory; set data_root to the directory of the data sets; {HELP}")
+    # Only these places are searched: any folder of the root may hold a "train".
     deeper = [root / name / child for child in subfolders(root / name)]
     deeper += [root / child / name for child in subfolders(root)]
     for folder in deeper:
@@ -72,55 +66,60 @@ def find_folder(cfg: Config, name: str, *, markers: Sequence[str], archives: Seq
     for folder in places:
         for file in _files(folder, ARCHIVE_SUFFIXES):
             if file.lower().startswith(tuple(archives)):
-                raise UserError(f"{wanted}: found the archive {folder / file}, still packed; unpack it in {root}")
+                raise UserError(
+                    f"{wanted}: found the archive {folder / file}, which is not unpacked; unpack it in {root}"
+                )
     found = next(f"{folder} holds {_some(folder)}" for folder in places if folder.is_dir())
     raise UserError(f"{wanted}: {found}; put the data set there or set data_root; {HELP}")
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Names of the folders in a folder, sorted, hidden ones left out; none if it does not exist."""
+    """Names of the folders in a folder, sorted, without hidden ones; empty if it does not exist."""
     return [entry.name for entry in _entries(folder) if entry.is_dir()]
 
 
 def image_names(folder: Path) -> list[str]:
-    """Names of the image files in a folder, sorted, hidden ones left out; none if it does not exist."""
+    """Names of the image files in a folder, sorted, without hidden ones; empty if it does not exist."""
     return _files(folder, IMAGE_SUFFIXES)
 
 
 def class_folders(
-    path: Path, classes: Mapping[str, int], *, written: Callable[[str], str] = str, ignore: Sequence[str] = ()
+    path: Path, classes: Mapping[str, int], *, normalise: Callable[[str], str] = str, ignore: Sequence[str] = ()
 ) -> dict[str, int]:
     """Label of each class folder in `path`.
 
     Args:
         classes: label by class name.
-        written: a folder's name -> the class name as `classes` writes it.
-        ignore: folders that are no classes.
+        normalise: folder name -> class name as in `classes`.
+        ignore: folders that are not classes.
 
     Raises:
-        UserError: a folder that is none of the classes, or a class without a folder.
+        UserError: a folder that is not a class, or a class without a folder.
     """
-    folders = {name: written(name) for name in subfolders(path) if name not in ignore}
+    folders = {name: normalise(name) for name in subfolders(path) if name not in ignore}
     for name, class_name in folders.items():
         if class_name not in classes:
             raise UserError(
-                f"{path}: folder '{name}' is none of the {len(classes)} classes, which look like '{next(iter(classes))}'; rename or move it"
+                f"{path}: folder '{name}' is not one of the {len(classes)} classes (e.g. '{next(iter(classes))}'); rename or move it"
             )
     lacking = [class_name for class_name in classes if class_name not in folders.values()]
     if lacking:
         raise UserError(
-            f"{path}: looked for {len(classes)} class folders, found {len(folders)}, and none for '{lacking[0]}'; unpack the data set again; {HELP}"
+            f"{path}: looked for {len(classes)} class folders, found {len(folders)}; there is none for '{lacking[0]}'; unpack the data set again; {HELP}"
         )
     return {name: classes[class_name] for name, class_name in folders.items()}
 
 
 def read_class_folders(folder: Path, split: str, labels: Mapping[str, int], *, inner: str = "") -> Listing:
-    """The images of a tree <split>/<class folder>/*.jpg, or <split>/<class folder>/<inner>/*.jpg where there is one.
+    """List the images <split>/<class folder>/*.jpg, or <split>/<class folder>/<inner>/*.jpg where `inner` exists.
+
+    Args:
+        labels: label by class folder.
 
     Raises:
-        UserError: a class folder without images, or no class folder at all.
+        UserError: no class folders, or one without images.
     """
-    found = {}
+    found: dict[str, int] = {}
     for name, label in labels.items():
         below = f"{split}/{name}"
         if inner and (folder / below / inner).is_dir():
@@ -159,10 +158,10 @@ def _some(folder: Path, most: int = 4) -> str:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number, line without the blanks around it) of every line of a list that is not empty.
+    """Yield (line number, stripped line) of every line that is not empty.
 
     Raises:
-        UserError: the list is missing or not text.
+        UserError: the list is missing or not UTF-8 text.
     """
     try:
         with path.open(encoding="utf-8") as file:
@@ -171,14 +170,14 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                     yield number, text
     except FileNotFoundError:
         raise UserError(
-            f"looked for the list {path}, which is not there; unpack the data set's lists; {HELP}"
+            f"looked for the list {path}, which does not exist; unpack the data set's lists; {HELP}"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a list ({error}); fetch it again") from None
+        raise UserError(f"{path}: cannot be read as a list ({error}); download it again") from None
 
 
 def read_pairs(path: Path) -> Iterator[tuple[int, str, str]]:
-    """(line number, first field, second field) of a list of two fields a line; the first may contain blanks.
+    """Yield (line number, first field, second field) of a list with two fields per line; the first may hold spaces.
 
     Raises:
         UserError: the list is missing or not text, or a line has fewer fields.
@@ -186,71 +185,81 @@ def read_pairs(path: Path) -> Iterator[tuple[int, str, str]]:
     for number, text in read_lines(path):
         fields = text.rsplit(maxsplit=1)
         if len(fields) != 2:
-            raise UserError(f"{path}, line {number}: expected two fields, found '{text[:80]}'; mend the line")
+            raise UserError(f"{path}, line {number}: expected two fields, found '{text[:80]}'; correct the line")
         yield number, fields[0], fields[1]
 
 
 def read_labels(path: Path, n_classes: int, *, first: int = 0) -> dict[str, int]:
-    """Label by name of a list "<name> <label>", with labels counted from `first`.
+    """Read a list "<name> <label>" with labels that start at `first`: label from 0 by name.
 
     Raises:
-        UserError: as `read_pairs`; a label outside the classes; a name twice.
+        UserError: as `read_pairs`; an invalid label; a duplicate name.
     """
     labels: dict[str, int] = {}
     for number, name, text in read_pairs(path):
         if name in labels:
-            raise UserError(f"{path}, line {number}: '{name}' stands there a second time; keep one of the two lines")
+            raise UserError(f"{path}, line {number}: duplicate entry '{name}'; keep one")
         labels[name] = to_label(text, n_classes, path, number, first=first)
     return labels
 
 
 def to_label(text: str, n_classes: int, path: Path, number: int, *, first: int = 0) -> int:
-    """A class number of a list, counted from 0.
+    """Parse a label that starts at `first`; the result starts at 0.
+
+    Args:
+        path, number: list and line, for the message.
 
     Raises:
-        UserError: no number, or outside `first` .. `first` + `n_classes` - 1.
+        UserError: not an integer in [first, first + n_classes - 1].
     """
     label = int(text) - first if text.isdecimal() else -1
     if not 0 <= label < n_classes:
         raise UserError(
-            f"{path}, line {number}: label '{text[:40]}' is no class number from {first} to {first + n_classes - 1}; mend the line"
+            f"{path}, line {number}: invalid label '{text[:40]}': expected an integer in [{first}, {first + n_classes - 1}]"
         )
     return label
 
 
-def check_files(cfg: Config, listing: Listing, source: Path | str) -> Listing:
-    """The same listing, after making sure that its files exist and lie in its folder: a reading of each folder or two, no
-    look at single files but links.
+def check_files(
+    listing: Listing, source: Path | str, *, allow_outside_root: bool = False, skip_unreadable: bool = False
+) -> Listing:
+    """Check that the files of a listing exist and lie in its folder; returns the listing.
 
-    With `skip_unreadable` a missing file is left to the loader, as long as there is one that exists.
+    Lists each folder once or twice; of single files, only links are resolved.
+
+    Args:
+        source: the list that names the files, for messages.
+        allow_outside_root: accept files outside the folder.
+        skip_unreadable: leave missing files to the loader, unless all are missing.
 
     Raises:
-        UserError: missing files, or such that lead outside; `source` is the list that names them.
+        UserError: missing files, or files outside the folder.
     """
-    refuse_outside(cfg, listing.folder, listing.ids, str(source))
+    if not allow_outside_root:
+        refuse_outside(listing.folder, listing.ids, str(source))
     missing: list[str] = []
     for below, names in by_folder(listing.ids).items():
         present = {f"{below}/{entry}" if below else entry for entry in _names(listing.folder / below)}
         missing += [name for name in names if name not in present]
-    if missing and not (cfg.skip_unreadable and len(missing) < len(listing.ids)):
+    if missing and not (skip_unreadable and len(missing) < len(listing.ids)):
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(
-            f"{source} names {missing[0]}{others}, not to be found in {listing.folder}{_still_packed(listing.folder, missing[0])}; complete the images, or set skip_unreadable=true to go on without those"
+            f"{source} names {missing[0]}{others}, not found in {listing.folder}{_still_packed(listing.folder, missing[0])}; add the missing images, or set skip_unreadable=true to leave them out"
         )
     return listing
 
 
 def _names(folder: Path) -> list[str]:
     try:
-        return os.listdir(folder)  # noqa: PTH208 (names alone; a Path each takes six times as long)
+        return os.listdir(folder)  # noqa: PTH208 (only names; Path objects take six times as long)
     except OSError:
         return []
 
 
 def _still_packed(folder: Path, name: str) -> str:
-    """A hint if an archive lies where a folder on the way to the file is missing."""
+    """A hint on the first missing folder of the path, or on an archive in its place."""
     for parent in reversed((folder / name).parents):
         if not parent.is_dir():
             packed = [p for p in (parent.with_name(parent.name + suffix) for suffix in ARCHIVE_SUFFIXES) if p.is_file()]
-            return f" ({packed[0]} is still packed)" if packed else f" (there is no folder {parent})"
+            return f" ({packed[0]} is not unpacked)" if packed else f" (no directory {parent})"
     return ""

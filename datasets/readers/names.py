@@ -1,4 +1,4 @@
-"""Names of classes that the user gives, and which class a label's text means."""
+"""Class names, shipped or given by the user, and the class that a label in a file refers to."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datasets.readers.tables import SUFFIXES, read_table
-from utils.config import Config
 from utils.errors import UserError
 
-# No run of letters that could be a word: n01440764, class_3, 0, A12.
+CLASS_NAMES = Path(__file__).parent / "class_names"
+# No sequence of letters that could be a word: n01440764, class_3, 0, A12.
 CODE = re.compile(r"(class|cls|category|cat|label|lbl|id|target)?[\W_]*[a-z]{0,2}[\W_]*\d+[\W_]*", re.IGNORECASE)
 
 
 class Names(NamedTuple):
-    """The setting `class_names`.
+    """The class names that the user gives.
 
     Attributes:
         names: in label order, or in the order of `keys`.
-        prompts: what prompts say instead, in the same order; empty where the file has no such column.
-        keys: what a table calls the classes in its column index, where those are not their numbers; else empty.
+        prompts: names for prompts in the same order; empty without this column.
+        keys: column index of the table, if it does not hold the labels 0, 1, ...; else empty.
     """
 
     names: list[str]
@@ -30,13 +30,17 @@ class Names(NamedTuple):
     keys: list[str]
 
 
-def given_names(cfg: Config) -> Names | None:
-    """The names in the settings: a list, a text file with one a line, or a table index,name[,prompt].
+def shipped_names(name: str) -> list[str]:
+    """Class names of a file in `class_names/`, in label order."""
+    return (CLASS_NAMES / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+
+
+def given_names(given: Sequence[str] | str | None) -> Names | None:
+    """Read the config's `class_names`: a list, a text file with one name per line, or a table index,name[,prompt].
 
     Raises:
-        UserError: a file that is missing or malformed.
+        UserError: a missing or malformed file.
     """
-    given = cfg.class_names
     if given is None:
         return None
     if isinstance(given, str):
@@ -50,9 +54,9 @@ def given_names(cfg: Config) -> Names | None:
 
 
 def label_numbers(names: Sequence[str], keys: Sequence[str] = ()) -> dict[str, int]:
-    """Class by what a label may be called: its name if no other class has it, its key, its number.
+    """Map the texts that may stand for a class to its label: its name if unique, its key, its number.
 
-    Where names or keys are numbers themselves, a number is taken for one of those and nothing else.
+    If any name or key is a number, numbers are names or keys only.
     """
     count = Counter(names)
     numbers = {} if any(text.isdecimal() for text in (*names, *keys)) else {str(i): i for i in range(len(names))}
@@ -62,24 +66,27 @@ def label_numbers(names: Sequence[str], keys: Sequence[str] = ()) -> dict[str, i
 
 
 def label_number(text: str, numbers: Mapping[str, int], where: str) -> int:
-    """The class that a label's text means.
+    """Look up the class of a label's text in `label_numbers`.
+
+    Args:
+        where: file and line, for the message.
 
     Raises:
-        UserError: it means none; `where` says whose label it is.
+        UserError: not a class.
     """
     if text in numbers:
         return numbers[text]
     classes = sorted(set(numbers.values()))
     if text.isdecimal() and "0" in numbers:
-        raise UserError(f"{where}: label {text[:40]} is no class number from 0 to {classes[-1]}")
+        raise UserError(f"{where}: invalid label '{text[:40]}': expected an integer in [0, {classes[-1]}]")
     shown = ", ".join([name for name in numbers if not name.isdecimal()][:3] or list(numbers)[:3])
     raise UserError(
-        f"{where}: label '{text[:40]}' is none of the {len(classes)} classes ({shown}, ...); correct it, or complete the names"
+        f"{where}: label '{text[:40]}' is not one of the {len(classes)} classes ({shown}, ...); correct it, or add it to class_names"
     )
 
 
 def natural_sorted(names: Iterable[str]) -> list[str]:
-    """Sorted by name; by value where all are numbers, so that 10 comes after 9."""
+    """Sort by name, or by value if all are numbers, so that 10 comes after 9."""
     names = list(names)
     if all(name.isdecimal() for name in names):
         return sorted(names, key=lambda name: (int(name), name))
@@ -87,7 +94,7 @@ def natural_sorted(names: Iterable[str]) -> list[str]:
 
 
 def code_like(names: Sequence[str]) -> list[str]:
-    """Those names that mean nothing to CLIP."""
+    """Names without a word in them, which mean nothing to CLIP."""
     return [name for name in names if CODE.fullmatch(name)]
 
 
@@ -99,7 +106,7 @@ def _read_names(path: Path) -> Names:
         if not row["name"] or not row["index"]:
             raise UserError(f"class_names={path}, line {number}: index or name is empty; fill it in")
         if row["index"] in rows:
-            raise UserError(f"class_names={path}, line {number}: index {row['index']} stands there a second time")
+            raise UserError(f"class_names={path}, line {number}: duplicate entry '{row['index']}'; keep one")
         rows[row["index"]] = row
     keys = natural_sorted(rows)
     names = [rows[key]["name"] for key in keys]

@@ -1,81 +1,66 @@
-"""Images of the user's own: what a folder and a table of images have in common."""
+"""Checks that folders and tables of the user's images have in common."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-
-from datasets.readers.layout import Listing
 from datasets.readers.names import code_like
-from utils.config import Config
+from datasets.readers.splits import Listing, Splits
 from utils.errors import UserError
 from utils.log import log
 
 
-class OwnData(NamedTuple):
-    """Splits and names.
+def validate(dataset: str, train: Listing, own: Splits, *, prompts: str) -> Splits:
+    """Check for what would make a run useless and log what the user should know; returns the splits.
 
-    Attributes:
-        true: the train split's true labels, int64 [N]; None when nobody knows them.
-        names, prompts: as `datasets.Data` holds them.
-    """
-
-    train: Listing
-    true: np.ndarray | None
-    test: Listing | None
-    names: list[str]
-    prompts: list[str]
-
-
-def validate(cfg: Config, own: OwnData) -> OwnData:
-    """The same, after a look at what would make a run useless; says what the user should know.
+    Args:
+        dataset: name of the data set, for messages.
+        train: the train split of `own`.
+        prompts: `names` if the class names go into prompts, which then should not be codes.
 
     Raises:
-        UserError: fewer than two classes, a file name that is not UTF-8.
+        UserError: fewer than two classes, or a file name that is not UTF-8.
     """
-    found = set(own.train.labels.tolist())
+    found = set(train.labels.tolist())
     if len(found) < 2:
         name = own.names[found.pop()]
-        raise UserError(f"{cfg.dataset}: all train images have the label '{name}'; there must be two classes or more")
-    for split in (own.train, own.test) if own.test else (own.train,):
-        _check_utf8(split)
-    unclear = code_like(own.prompts or own.names) if cfg.prompts == "names" else []
-    if unclear:
+        raise UserError(f"{dataset}: all train images have the label '{name}'; at least two classes are needed")
+    for split in (train, own.test):
+        if isinstance(split, Listing):
+            _check_utf8(split)
+    codes = code_like(own.prompts or own.names) if prompts == "names" else []
+    if codes:
         log.warning(
-            f"{len(unclear)} of {len(own.names)} class names look like codes ({', '.join(unclear[:3])}), and CLIP goes by words; give names with class_names=FILE, a CSV index,name or one name a line, or learn the classes from their images with prompts=visual"
+            f"{len(codes)} of {len(own.names)} class names look like codes ({', '.join(codes[:3])}), which mean nothing to CLIP; give names with class_names=FILE, a CSV index,name or one name per line, or learn the classes from their images with prompts=visual"
         )
     if own.test is None:
-        log.info(f"{cfg.dataset}: no test split, so nothing is held out and no accuracy is reported")
+        log.info(f"{dataset}: no test split; no images are held out and no accuracy is reported")
     return own
 
 
-def check_distinct(cfg: Config, names: Sequence[str]) -> None:
-    """Names that differ by case alone are two names.
+def check_distinct(dataset: str, names: Sequence[str]) -> None:
+    """Check that class names are distinct; upper and lower case count.
 
     Raises:
-        UserError: two classes of one name.
+        UserError: two classes with the same name.
     """
-    twice = next((name for name, n in Counter(names).items() if n > 1), None)
-    if twice is not None:
-        raise UserError(
-            f"{cfg.dataset}: two classes have the name '{twice}' (blanks around it do not count); rename one"
-        )
+    duplicate = next((name for name, n in Counter(names).items() if n > 1), None)
+    if duplicate is not None:
+        raise UserError(f"{dataset}: two classes have the name '{duplicate}' (without surrounding spaces); rename one")
 
 
-def data_folder(cfg: Config) -> Path:
-    """The folder that paths start from.
+def check_folder(dataset: str, root: Path) -> None:
+    """Check that the data root exists.
 
     Raises:
-        UserError: it is not there.
+        UserError: not a directory.
     """
-    root = Path(cfg.data_root)
     if not root.is_dir():
-        raise UserError(f"{cfg.dataset}: data_root={root} is no folder; name the folder of your images")
-    return root
+        raise UserError(
+            f"{dataset}: data_root={root} is not a directory; set data_root to the directory of your images"
+        )
 
 
 def _check_utf8(split: Listing) -> None:

@@ -1,7 +1,7 @@
 """Stanford Cars (Krause et al., 2013): 8,144 train and 8,041 test images of 196 models.
 
-Labels follow the shipped class names, which are sorted. The official devkit counts its classes in another order (Acura
-Integra comes sixth, not second), so both layouts find a class by its name, never by its position.
+Labels follow the shipped class names, which are sorted. The official devkit has another order (Acura Integra is sixth
+instead of second), so both layouts look classes up by name, never by position.
 """
 
 from __future__ import annotations
@@ -12,82 +12,82 @@ from typing import Any
 import numpy as np
 from scipy.io import loadmat
 
-from datasets.base import shipped_names
-from datasets.readers.layout import (
-    HELP,
-    Listing,
-    check_files,
-    class_folders,
-    find_folder,
-    make_listing,
-    read_class_folders,
-)
-from utils.config import Config
+from datasets.readers.layout import HELP, check_files, class_folders, find_folder, make_listing, read_class_folders
+from datasets.readers.names import shipped_names
+from datasets.readers.splits import Listing, Splits
 from utils.errors import UserError
 
 
-def read_stanford_cars(cfg: Config) -> tuple[Listing, Listing]:
-    """Train and test split, from folders a class or from the original devkit.
+def read_stanford_cars(root: Path, *, allow_outside_root: bool = False, skip_unreadable: bool = False) -> Splits:
+    """Read train and test split from one folder per class, or from the original devkit.
+
+    Args:
+        allow_outside_root, skip_unreadable: as `layout.check_files`, for the devkit.
 
     Raises:
         UserError: missing folders, lists or images, unknown classes.
     """
     markers = ["train", "cars_train", "devkit"]
-    folder = find_folder(cfg, "stanford_cars", markers=markers, archives=["cars", "car_", "stanford", "archive"])
-    classes = {_plain(name): label for label, name in enumerate(shipped_names(cfg.dataset))}
-    if not (folder / "train").is_dir():
-        return _read_devkit(cfg, folder, "train", classes), _read_devkit(cfg, folder, "test", classes)
-    train, test = (
-        read_class_folders(folder, split, class_folders(folder / split, classes, written=_plain))
-        for split in ("train", "test")
-    )
-    return train, test
+    archives = ["cars", "car_", "stanford", "archive"]
+    folder = find_folder(root, "stanford_cars", dataset="stanford_cars", markers=markers, archives=archives)
+    classes = {_plain(name): label for label, name in enumerate(shipped_names("stanford_cars"))}
+
+    def read_split(split: str) -> Listing:
+        if (folder / "train").is_dir():
+            return read_class_folders(folder, split, class_folders(folder / split, classes, normalise=_plain))
+        listing, source = _read_devkit(folder, split, classes)
+        return check_files(listing, source, allow_outside_root=allow_outside_root, skip_unreadable=skip_unreadable)
+
+    return Splits(read_split("train"), read_split("test"))
 
 
 def _plain(name: str) -> str:
-    """One spelling of a class: "Ram C/V" cannot be a folder's name, and blanks may have become underscores."""
+    """Normalise a class name: a folder cannot be named "Ram C/V", and may have underscores instead of spaces."""
     return " ".join(name.replace("/", "-").replace("_", " ").split()).casefold()
 
 
-def _read_devkit(cfg: Config, folder: Path, split: str, classes: dict[str, int]) -> Listing:
+def _read_devkit(folder: Path, split: str, classes: dict[str, int]) -> tuple[Listing, Path]:
+    """A split, and the file that lists it."""
     annotations = {"train": "cars_train_annos.mat", "test": "cars_test_annos_withlabels.mat"}[split]
     path, meta = _find_mat(folder, annotations), _find_mat(folder, "cars_meta.mat")
     names = [_plain(str(name)) for name in _read_mat(meta, "class_names")]
     unknown = [name for name in names if name not in classes]
     if unknown:
-        raise UserError(f"{meta}: '{unknown[0]}' is none of the {len(classes)} classes; this is not the original file")
+        raise UserError(f"{meta}: '{unknown[0]}' is not one of the {len(classes)} classes; use the original file")
     rows = _read_mat(path, "annotations")
     labels: dict[str, int] = {}
     for name, number in _fields(path, rows):
         if not 1 <= number <= len(names):
-            raise UserError(f"{path}: class {number} of {name} is no number from 1 to {len(names)}; fetch it again")
+            raise UserError(
+                f"{path}: invalid label '{number}' of {name}: expected an integer in [1, {len(names)}]; download it again"
+            )
         if name in labels:
-            raise UserError(f"{path}: '{name}' stands there a second time; fetch it again")
+            raise UserError(f"{path}: duplicate entry '{name}'; download it again")
         labels[name] = classes[names[number - 1]]
     found = {f"cars_{split}/{name}": label for name, label in labels.items()}
-    return check_files(cfg, make_listing(folder, found, what=f"annotations of cars_{split}"), path)
+    return make_listing(folder, found, what=f"annotations of cars_{split}"), path
 
 
 def _fields(path: Path, rows: np.ndarray) -> list[tuple[str, int]]:
-    """(file name, class number from 1) of each annotation."""
+    """(file name, label from 1) of each annotation."""
     try:
         return [(str(name), int(number)) for name, number in zip(rows["fname"], rows["class"])]
     except (ValueError, IndexError, TypeError):
         raise UserError(
-            f"{path}: its annotations have no 'fname' and 'class'; labels are missing from this file"
+            f"{path}: the annotations have no fields 'fname' and 'class'; use the file with labels"
         ) from None
 
 
 def _find_mat(folder: Path, name: str) -> Path:
-    """In devkit/ or beside it: the labels of the test set were published as a single file."""
+    """Path in devkit/ or next to it: the labels of the test set were published as a separate file."""
     for path in (folder / "devkit" / name, folder / name):
         if path.is_file():
             return path
-    raise UserError(f"stanford_cars: looked for {name} in {folder / 'devkit'} and {folder}, and found none; {HELP}")
+    raise UserError(f"stanford_cars: looked for {name} in {folder / 'devkit'} and {folder}, found none; {HELP}")
 
 
 def _read_mat(path: Path, name: str) -> Any:
     try:
         return np.atleast_1d(loadmat(path, squeeze_me=True)[name])
-    except Exception as error:  # scipy's reader fails in many ways on a damaged file
-        raise UserError(f"{path}: no '{name}' to be read from it ({type(error).__name__}); fetch it again") from None
+    except Exception as error:  # on damaged files, scipy raises many types
+        raise UserError(f"{path}: '{name}' cannot be read ({type(error).__name__}); download it again") from None

@@ -1,7 +1,7 @@
 """Tiny-ImageNet (Stanford CS231n): 100,000 train and 10,000 validation images of 64x64 pixels, 200 classes.
 
-Labels follow the sorted WordNet ids of the train folders, n01443537 (goldfish) to n12267677 (acorn); the shipped class
-names stand in the same order. The official wnids.txt has another order and is not read.
+Labels follow the sorted WordNet ids of the train folders, n01443537 (goldfish) to n12267677 (acorn), as do the shipped
+class names. The official wnids.txt has another order and is not read.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 
 from datasets.readers.layout import (
     HELP,
-    Listing,
     class_folders,
     find_folder,
     image_names,
@@ -21,33 +20,38 @@ from datasets.readers.layout import (
     read_lines,
     subfolders,
 )
-from utils.config import Config
+from datasets.readers.splits import Listing, Splits
 from utils.errors import UserError
 
 
-def read_tiny_imagenet(cfg: Config) -> tuple[Listing, Listing]:
-    """Train and test split. The test split is the official validation set: the official test set has no labels.
+def read_tiny_imagenet(root: Path) -> Splits:
+    """Read the train split and, as test split, the official validation set: the official test set has no labels.
 
     Raises:
         UserError: missing folders or lists, images without a class, unknown classes.
     """
-    folder = find_folder(cfg, "tiny-imagenet-200", markers=["train"], archives=["tiny-imagenet", "tiny_imagenet"])
+    archives = ["tiny-imagenet", "tiny_imagenet"]
+    folder = find_folder(root, "tiny-imagenet-200", dataset="tiny_imagenet", markers=["train"], archives=archives)
     classes = _classes(folder / "train")
-    return read_class_folders(folder, "train", classes, inner="images"), _read_test(folder, classes)
+    return Splits(read_class_folders(folder, "train", classes, inner="images"), _read_test(folder, classes))
 
 
 def _classes(path: Path) -> dict[str, int]:
-    """Label by WordNet id. Folders of other names, such as the classes' words, would be sorted into other labels."""
+    """Label by WordNet id. Folders with other names, e.g. words, would sort into other labels."""
     names = subfolders(path)
     for name in names:
         if not re.fullmatch(r"n\d{8}", name):
-            raise UserError(f"{path}: folder '{name}' is no WordNet id such as n01443537; restore the original names")
+            raise UserError(
+                f"{path}: folder '{name}' is not a WordNet id such as n01443537; restore the original names"
+            )
     return {name: label for label, name in enumerate(names)}
 
 
 def _read_test(folder: Path, classes: Mapping[str, int]) -> Listing:
-    """val/ as it comes, or else val/ or test/ sorted into class folders (by the usual scripts, which may leave an empty
-    val/images and the annotations behind)."""
+    """The original val/, or val/ or test/ sorted into class folders.
+
+    The usual scripts for this leave an empty val/images and the annotations in place.
+    """
     if image_names(folder / "val" / "images"):
         return _read_annotated(folder, classes)
     for split in ("val", "test"):
@@ -55,7 +59,7 @@ def _read_test(folder: Path, classes: Mapping[str, int]) -> Listing:
             labels = class_folders(folder / split, classes, ignore=["images"])
             return read_class_folders(folder, split, labels, inner="images")
     raise UserError(
-        f"tiny_imagenet: looked for images in {folder / 'val' / 'images'}, and for class folders in {folder / 'val'} and {folder / 'test'}, and found none; unpack the archive again; {HELP}"
+        f"tiny_imagenet: looked for images in {folder / 'val' / 'images'}, and for class folders in {folder / 'val'} and {folder / 'test'}, found none; unpack the archive again; {HELP}"
     )
 
 
@@ -63,15 +67,15 @@ def _read_annotated(folder: Path, classes: Mapping[str, int]) -> Listing:
     path = folder / "val" / "val_annotations.txt"
     labels: dict[str, int] = {}
     for number, text in read_lines(path):
-        name, _, rest = text.partition("\t")  # the rest: class, and four numbers of a box
+        name, _, rest = text.partition("\t")  # rest: class and bounding box
         wnid = rest.split("\t")[0]
         if wnid not in classes:
-            raise UserError(f"{path}, line {number}: no train folder for the class in '{text[:80]}'; mend the line")
+            raise UserError(f"{path}, line {number}: no train folder for the class in '{text[:80]}'; correct the line")
         if name in labels:
-            raise UserError(f"{path}, line {number}: '{name}' stands there a second time; keep one of the two lines")
+            raise UserError(f"{path}, line {number}: duplicate entry '{name}'; keep one")
         labels[name] = classes[wnid]
     images = set(image_names(folder / "val" / "images"))
     for name in sorted(images ^ labels.keys()):
-        problem = f"has no line for the image {name}" if name in images else f"names {name}, which is missing"
-        raise UserError(f"{path} {problem} (images: {folder / 'val' / 'images'}); unpack the archive again")
+        problem = f"no line for the image {name}" if name in images else f"the image {name} is missing"
+        raise UserError(f"{path}: {problem} (images: {folder / 'val' / 'images'}); unpack the archive again")
     return make_listing(folder, {f"val/images/{name}": label for name, label in labels.items()}, what="val images")

@@ -1,9 +1,11 @@
-"""Settings: the schema and its loading."""
+"""Settings: the schema and its loading. Imports no torch."""
 
-from utils.config.load import FLAGS, dump_config, load_config
+from utils.config.load import SettingsError, dump_config, load_config
 from utils.config.schema import (
+    ALIASES,
     DATASETS,
     DEFAULTS,
+    FLAGS,
     LIMITS,
     NOISE_MODES,
     OWN_DATA,
@@ -11,10 +13,12 @@ from utils.config.schema import (
     SCRIPTS,
     TYPES,
     Config,
+    is_read,
     keys_that_affect,
 )
 
 __all__ = [
+    "ALIASES",
     "DATASETS",
     "DEFAULTS",
     "FLAGS",
@@ -25,7 +29,9 @@ __all__ = [
     "SCRIPTS",
     "TYPES",
     "Config",
+    "SettingsError",
     "dump_config",
+    "is_read",
     "keys_that_affect",
     "load_config",
 ]

@@ -1,60 +1,85 @@
 """Settings: one typed schema, filled from YAML and the command line into one frozen `Config`.
 
 Precedence, weakest first:
-1. the defaults below,
+1. the defaults of the schema,
 2. the YAML file given by --cfg; in it, a block named after the script (`main_real_baseline:`) over the plain keys,
 3. the flags of the paper's scripts (--noise_mode, --noise_ratio, --gpuid, --backbone, --lnl_methods, --strategy),
-4. key=value overrides at the end of the command line.
+4. key=value overrides on the command line.
+
+A key that the script does not read is refused on the command line. A YAML file, which several scripts share, may hold
+it: its value is checked, and the `Config` holds the default.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import difflib
-import math
-import os
-import re
-import reprlib
-from dataclasses import fields
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any
 
 import yaml
 
-from utils.config.schema import DEFAULTS, LIMITS, SCRIPTS, TYPES, Config
+from utils.config.help import help_text
+from utils.config.hints import misplaced_word, nearest_file
+from utils.config.schema import ALIASES, FLAGS, LIMITS, SCRIPTS, Config, is_read, readers
+from utils.config.values import checked, from_text, parse_yaml
 from utils.errors import UserError
 from utils.log import show
 
-MAX_DEPTH = 20  # of brackets in YAML
+SHELL = "command line"
+Pairs = Iterable[tuple[Any, Any]]
 
 
-# The paper's scripts take these as flags; each is the key of the same name.
-FLAGS = ("noise_mode", "noise_ratio", "gpuid", "backbone", "lnl_methods", "strategy")
+class SettingsError(UserError):
+    """Everything that is wrong with the settings of a run, each of the `problems` on one line."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+@dataclass
+class CommandLine:
+    """The words of a command line: the settings file, (key, text) of flags and overrides, and the problems."""
+
+    cfg: str | None = None
+    flags: list[tuple[str, str]] = field(default_factory=list)
+    overrides: list[tuple[str, str]] = field(default_factory=list)
+    switches: list[tuple[str, str]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    wants_help: bool = False
 
 
 def load_config(argv: list[str] | None, *, script: str) -> Config:
-    """Read the command line (and the YAML file it names) into a `Config`.
+    """Read the command line (and the YAML file it names) into a `Config`; print --help and exit where it is asked for.
+
+    Args:
+        script: one of `SCRIPTS`, or the name of a script that reads all keys.
 
     Raises:
-        UserError: unknown key, wrong type, value out of range, or a file that is missing or malformed.
+        SettingsError: unknown keys, wrong types, values out of range, keys that the script does not read, a file that is
+            missing or malformed.
     """
-    args = _parser(script).parse_intermixed_args(argv)
-    if args.cfg is None:
-        raise UserError(f"--cfg FILE is missing: name a settings file, e.g. {script}.py --cfg config/PEFT/digits.yaml")
-    content = _read_yaml(Path(args.cfg))
-    blocks = {name: content.pop(name) for name in SCRIPTS if isinstance(content.get(name), dict)}
-    values = {name: _checked(name, value, args.cfg) for name, value in {**content, **blocks.get(script, {})}.items()}
-    for name in FLAGS:
-        if (text := getattr(args, name)) is not None:
-            values[name] = _checked(name, _from_text(name, text), f"--{name}")
-    for item in args.overrides:
-        name, equals, text = item.partition("=")
-        if not equals:
-            raise UserError(f"command line: '{item}' is not of the form key=value")
-        values[name] = _checked(name, _from_text(name, text), "command line")
-    values |= {name: True for name in ("resume", "quiet") if getattr(args, name)}
+    line = split_words(sys.argv[1:] if argv is None else argv)
+    if line.wants_help:
+        sys.stdout.write(help_text(script))
+        raise SystemExit(0)
+    problems = line.problems
+    if line.cfg is None and not any("--cfg" in problem for problem in problems):
+        problems.append(f"--cfg FILE is missing: name a settings file, e.g. {script}.py --cfg config/PEFT/digits.yaml")
+    values = {} if line.cfg is None else _from_file(line.cfg, script, problems)
+    values = {name: value for name, value in values.items() if is_read(name, script)}
+    # Flags and overrides are two levels: an override under an older name does not contradict a flag.
+    for pairs in (line.flags, line.overrides, line.switches):
+        typed = _valid(SHELL, [(name, from_text(ALIASES.get(name, name), text)) for name, text in pairs], problems)
+        for name in typed:
+            if not is_read(name, script):
+                problems.append(f"{SHELL}: {script} does not read {name}; {_listed(readers(name))}")
+        values |= typed
+    if problems:
+        raise SettingsError(problems)
     cfg = Config(**values)
     show(quiet=cfg.quiet)
     return cfg
@@ -65,43 +90,72 @@ def dump_config(cfg: Config) -> str:
     return yaml.safe_dump(dataclasses.asdict(cfg), sort_keys=False, allow_unicode=True)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f"command line: {message} (--help lists what there is)")
+def split_words(argv: list[str]) -> CommandLine:
+    """Sort the words of a command line."""
+    line, rest = CommandLine(), list(argv)
+    while rest:
+        word = rest.pop(0)
+        name, equals, text = word.partition("=")
+        flag = name.removeprefix("--") if name.startswith("--") else None
+        if word in ("-h", "--help"):
+            line.wants_help = True
+        elif word in ("--resume", "--quiet"):
+            line.switches.append((word[2:], "true"))
+        elif flag == "cfg" or flag in FLAGS:
+            if not equals and (not rest or rest[0].startswith("--")):
+                line.problems.append(f"{SHELL}: {word} needs a value")
+                continue
+            text = text if equals else rest.pop(0)
+            if flag == "cfg":
+                line.cfg = text
+            else:
+                line.flags.append((str(flag), text))
+        elif equals and not name.startswith("-"):
+            line.overrides.append((name, text))
+        else:
+            line.problems.append(f"{SHELL}: {misplaced_word(word, rest)}")
+    return line
 
 
-def _parser(script: str) -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog=f"{script}.py",
-        usage="%(prog)s --cfg FILE [flags] [--resume] [--quiet] [key=value ...]",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=_key_table(),
-        allow_abbrev=False,
-    )
-    parser.add_argument("--cfg", metavar="FILE", help="YAML file with settings")
-    for name in FLAGS:
-        parser.add_argument(f"--{name}", metavar="VALUE", help=f"same as {name}=VALUE")
-    parser.add_argument("--resume", action="store_true", help="go on from the run folder's checkpoint")
-    parser.add_argument("--quiet", action="store_true", help="print warnings, final figures and what was written alone")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="any of the keys below")
-    return parser
-
-
-def _key_table() -> str:
-    rows = ["keys (for the YAML file, and as key=value):"]
-    for f in fields(Config):
-        default = "none" if f.default is None else str(f.default).lower() if isinstance(f.default, bool) else f.default
-        choices = f" [{_listed(f.metadata['choices'])}]" if f.metadata["choices"] else ""
-        rows.append(f"  {f.name:<21} {_type_name(TYPES[f.name]):<19} {default!s:<9} {f.metadata['meaning']}{choices}")
-    return "\n".join(rows)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _from_file(path: str, script: str, problems: list[str]) -> dict[str, Any]:
+    """The file's valid keys, of the script's block over the plain ones. The blocks of other scripts are checked, too."""
     try:
-        content = _parse_yaml(path.read_text(encoding="utf-8"))
+        content = _read_yaml(Path(path))
+    except UserError as error:
+        problems.append(str(error))
+        return {}
+    blocks = {name: content.pop(name) for name in SCRIPTS if isinstance(content.get(name), dict)}
+    values = _valid(path, content.items(), problems)
+    for name, block in blocks.items():
+        found = _valid(f"{path}: {name}", block.items(), problems)
+        values |= found if name == script else {}
+    return values
+
+
+def _valid(where: str, pairs: Pairs, problems: list[str]) -> dict[str, Any]:
+    """The valid pairs, under their keys' present names; the faults of the others are added to `problems`."""
+    values: dict[str, Any] = {}
+    names: dict[str, str] = {}  # under which each key was given
+    for given, value in pairs:
+        name = ALIASES.get(given) or given
+        try:
+            value = checked(name, value)
+        except UserError as error:
+            problems.append(f"{where}: {error}")
+            continue
+        if names.setdefault(name, given) != given and values[name] != value:
+            problems.append(f"{where}: {name} and its older name {LIMITS[name]['alias']} differ; remove the older one")
+        values[name] = value
+    return values
+
+
+def _read_yaml(path: Path) -> dict[Any, Any]:
+    try:
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such settings file") from None
-    except (OSError, ValueError) as error:  # also what is no UTF-8, or no date
+        near = nearest_file(path)
+        raise UserError(f"{path}: no such settings file" + (f"; did you mean {near}?" if near else "")) from None
+    except (OSError, ValueError) as error:  # also text that is not UTF-8, or not a date
         raise UserError(f"{path}: cannot be read as a settings file ({error})") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -114,114 +168,5 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _parse_yaml(text: str) -> Any:
-    """Plain values from YAML.
-
-    Raises:
-        yaml.YAMLError, ValueError: it is none, or nested deeper than settings can be (which takes the parser minutes).
-    """
-    depth = deepest = 0
-    for character in re.findall(r"[\[\]{}]", text):
-        depth += 1 if character in "[{" else -1
-        deepest = max(deepest, depth)
-    if deepest > MAX_DEPTH:
-        raise ValueError(f"brackets {deepest} deep")
-    try:
-        return yaml.safe_load(text)
-    except (KeyError, AttributeError, TypeError, RecursionError) as error:  # of `!!bool x` and the like
-        raise ValueError(f"{type(error).__name__} in a value") from None
-
-
-def _shown(value: Any) -> str:
-    """A value for messages. YAML's references can make a short text a value that fills the memory when written out."""
-    short = reprlib.Repr()
-    short.maxlevel, short.maxstring, short.maxother, short.maxlong = 2, 200, 200, 60
-    try:
-        return short.repr(value)
-    except ValueError:  # an integer of thousands of digits
-        return f"a {type(value).__name__}"
-
-
-def _from_text(name: str, text: str) -> Any:
-    """A value from the command line: text stays text where the key wants text, else it is read as YAML."""
-    if name in TYPES and str in _alternatives(TYPES[name]) and bool not in _alternatives(TYPES[name]):
-        if text.lower() in ("none", "null") and type(None) in _alternatives(TYPES[name]):
-            return None
-        if not (list[str] in _alternatives(TYPES[name]) and text.startswith("[")):
-            return text
-    try:
-        return _parse_yaml(text)
-    except (yaml.YAMLError, ValueError):  # 2020-13-45 is no date
-        return text
-
-
-def _checked(name: str, value: Any, where: str) -> Any:
-    """`value` as the key's type (null: the default), or a `UserError` that names file and key."""
-    if name not in TYPES:
-        near = difflib.get_close_matches(str(name), TYPES, n=1, cutoff=0.4)
-        hint = f"; did you mean '{near[0]}'?" if near else "; --help lists the keys"
-        raise UserError(f"{where}: unknown key '{name}'{hint}")
-    if value is None:
-        return DEFAULTS[name]
-    limits = LIMITS[name]
-    for kind in _alternatives(TYPES[name]):
-        ok, cast = _cast(kind, value)
-        if ok:
-            break
-    else:
-        raise UserError(f"{where}: {name} must be {_type_name(TYPES[name])}, got {_shown(value)}")
-    if limits["choices"] and cast not in limits["choices"]:
-        near = difflib.get_close_matches(str(cast), map(str, limits["choices"]), n=1)
-        hint = f" (did you mean '{near[0]}'?)" if near else ""
-        raise UserError(f"{where}: unknown {name} '{cast}'{hint}; choose one of {_listed(limits['choices'])}")
-    if limits["pattern"] and isinstance(cast, str) and not re.fullmatch(limits["pattern"], cast, re.ASCII):
-        raise UserError(f"{where}: {name} = {cast!r} is not understood; it must be {limits['meaning'].split(':')[0]}")
-    if isinstance(cast, (int, float)) and not (limits["low"] <= cast <= limits["high"] and cast < limits["below"]):
-        raise UserError(f"{where}: {name} = {cast} is out of range; {_range(limits)}")
-    return cast
-
-
-def _cast(kind: Any, value: Any) -> tuple[bool, Any]:
-    if kind is float:
-        # YAML 1.1 reads 5e-4 as text, because it has no dot.
-        try:
-            number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
-        except (ValueError, OverflowError):
-            number = math.nan
-        return math.isfinite(number), number
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63, value
-    if kind == list[str]:
-        ok = isinstance(value, (list, tuple)) and all(isinstance(v, float) or _is_plain(v) for v in value)
-        return ok, [str(v) for v in value] if ok else value
-    return isinstance(value, kind) and (kind is not str or _is_plain(value)), value
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether it is an integer of reasonable size, or text that a file name can be made of."""
-    if isinstance(value, str):
-        try:
-            return b"\0" not in os.fsencode(value)
-        except UnicodeEncodeError:  # half a character
-            return False
-    return isinstance(value, int) and abs(value) < 2**63
-
-
-def _alternatives(kind: Any) -> tuple:
-    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-
-
-def _type_name(kind: Any) -> str:
-    names = {str: "text", int: "int", float: "number", bool: "true/false", list[str]: "list", type(None): "none"}
-    return " or ".join(names[k] for k in _alternatives(kind))
-
-
-def _listed(choices: tuple) -> str:
-    return ", ".join(str(c).lower() if isinstance(c, bool) else c for c in choices)
-
-
-def _range(limits: dict[str, Any]) -> str:
-    upper = f"below {limits['below']:g}" if limits["below"] < math.inf else f"at most {limits['high']:g}"
-    return f"it must be at least {limits['low']:g}" + (
-        f" and {upper}" if not math.isinf(min(limits["below"], limits["high"])) else ""
-    )
+def _listed(scripts: tuple[str, ...]) -> str:
+    return f"{', '.join(scripts)} {'do' if len(scripts) > 1 else 'does'}"

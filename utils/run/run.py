@@ -69,7 +69,11 @@ class Run:
 
     def __enter__(self) -> Run:
         log.addHandler(self.log_file)
-        log.info(introduction(self))
+        try:
+            log.info(introduction(self))
+        except BaseException:  # a full disk; __exit__ is not called then
+            log.removeHandler(self.log_file)
+            raise
         return self
 
     def __exit__(

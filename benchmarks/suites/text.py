@@ -1,0 +1,120 @@
+"""Text features, and how a step's operations grow with the number of classes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import naive
+from benchmarks.measure import Case, Numbers, Part, Row, available_bytes, count_flops, saved_bytes
+from benchmarks.suites.phase1 import both_steps
+from benchmarks.workload import Bench, both_detectors, naive_gradients, our_gradients, random_batch
+from models import Detector
+
+TARGETS = {100: 20.0, 1000: 14.0}  # by number of classes
+
+
+def text(bench: Bench) -> Iterator[Case]:
+    """Text features of both polarities, forward and backward."""
+    for n_classes in bench.sizes.text_classes:
+        yield _text_case(bench, n_classes, TARGETS.get(n_classes))
+
+
+def _text_case(bench: Bench, n_classes: int, target: float | None) -> Case:
+    ours, theirs = both_detectors(bench.config(prec="fp32"), n_classes)
+    theirs.clip.visual = None  # not used here
+    saved = {"naive": saved_bytes(both_texts(copy.deepcopy(theirs).to("meta")), theirs)}
+    ours, theirs = ours.to(bench.device), theirs.to(bench.device)
+    chunk = n_classes
+    while chunk > 1 and saved["naive"] * chunk / n_classes > 0.6 * available_bytes(bench.device):
+        chunk = -(-chunk // 2)
+    rng = torch.Generator().manual_seed(0)
+    weights = torch.randn(2, n_classes, theirs.clip.text_projection.shape[1], generator=rng).to(bench.device)
+
+    def facts() -> Row:
+        saved["ours"] = saved_bytes(ours.text_features, ours)
+        return {"saved_bytes": saved, "saved_ratio": saved["naive"] / saved["ours"], "saved_target": target and 6.0}
+
+    note = "" if chunk == n_classes else f"naive side in chunks of {chunk} classes, as all at once do not fit in memory"
+    return Case(
+        f"text features, C = {n_classes}",
+        1e-3,
+        (Part(lambda: _our_texts(ours, weights)),),
+        (Part(lambda: _naive_texts(theirs, weights, chunk)),),
+        target=target,
+        note=note,
+        facts=facts,
+    )
+
+
+def both_texts(detector: naive.NaiveDetector) -> Callable[[], object]:
+    """The naive side's text features of both polarities."""
+    return lambda: (detector.text_features(detector.pos_ctx), detector.text_features(detector.neg_ctx))
+
+
+def _our_texts(detector: Detector, weights: Tensor) -> Numbers:
+    """Text features, and the gradients of their sum weighted by `weights` [2, C, embed_dim]."""
+    detector.zero_grad(set_to_none=True)
+    positive, negative = detector.text_features()
+    ((positive * weights[0]).sum() + (negative * weights[1]).sum()).backward()
+    return {"T+": positive.detach(), "T-": negative.detach(), **our_gradients(detector)}
+
+
+def _naive_texts(detector: naive.NaiveDetector, weights: Tensor, chunk: int) -> Numbers:
+    """The same, `chunk` classes at a time."""
+    detector.zero_grad(set_to_none=True)
+    features: list[Tensor] = []
+    for start in range(0, weights.shape[1], chunk):
+        rows = slice(start, start + chunk)
+        both = torch.stack([detector.text_features(ctx, rows) for ctx in (detector.pos_ctx, detector.neg_ctx)])
+        (both * weights[:, rows]).sum().backward()
+        features.append(both.detach())
+    return {**dict(zip(("T+", "T-"), torch.cat(features, dim=1))), **naive_gradients(detector)}
+
+
+def scaling(bench: Bench) -> Iterator[Case]:
+    """Growth of a phase-1 step's operations with the number of classes."""
+    few, many = bench.sizes.scaling_classes
+    batch = bench.sizes.scaling_batch
+    cpu = replace(bench, device=torch.device("cpu"))
+
+    def check() -> tuple[Numbers, Numbers]:
+        ours, theirs = both_steps(cpu, cpu.config(prec="fp32"), few, 2, 1)
+        return ours(), theirs()
+
+    def facts() -> Row:
+        flops = {
+            "ours": {n_classes: our_step_flops(cpu, n_classes, batch) for n_classes in (few, many)},
+            "naive": {n_classes: naive_step_flops(cpu, n_classes, batch) for n_classes in (few, many)},
+        }
+        growth = {side: counts[many] / counts[few] for side, counts in flops.items()}
+        return {"step_flops": flops, "growth": growth, "growth_target": 1.3, "reached": growth["ours"] < 1.3}
+
+    name = f"operations of a phase-1 step, batch {batch}, from C = {few} to C = {many}"
+    note = "ours with the gradients of every sample and class; naive side counted on the meta device"
+    yield Case(name, 1e-3, check=check, facts=facts, note=note)
+
+
+def our_step_flops(bench: Bench, n_classes: int, batch: int) -> int:
+    """Operations of both towers in one of our phase-1 steps, forward and backward."""
+    ours, _ = both_detectors(bench.config(prec="fp32"), n_classes)
+    images = random_batch(bench, 2, n_classes, ours.image_size)[0]
+    # Every product is linear in the batch size, so two small steps determine a large one.
+    one, two = towers_flops(ours, images[:1]), towers_flops(ours, images)
+    return one + (batch - 1) * (two - one)
+
+
+def naive_step_flops(bench: Bench, n_classes: int, batch: int) -> int:
+    """The same of the naive side, counted without computing anything."""
+    ours, theirs = both_detectors(bench.config(prec="fp32"), n_classes)
+    images = torch.empty(batch, 3, ours.image_size, ours.image_size, device="meta")
+    return towers_flops(theirs.to("meta"), images)
+
+
+def towers_flops(detector: nn.Module, images: Tensor) -> int:
+    """Operations of a detector's logits and all their gradients."""
+    return count_flops(lambda: torch.cat(detector(images)).sum().backward())

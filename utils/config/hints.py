@@ -1,0 +1,102 @@
+"""Hints for misspelled settings: the nearest key, the nearest settings file, and the names that other projects use."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+from utils.config.schema import ALIASES, TYPES
+
+SHIPPED = Path(__file__).parents[2] / "config"
+
+# Names in other projects and tools -> ours. difflib does not find these.
+FOREIGN_NAMES = {
+    "arch": "backbone",
+    "architecture": "backbone",
+    "batch": "batch_size",
+    "bs": "batch_size",
+    "checkpoint": "pretrained",
+    "ckpt": "pretrained",
+    "config": "cfg",
+    "config_file": "cfg",
+    "data": "data_root",
+    "data_dir": "data_root",
+    "data_path": "data_root",
+    "device_id": "gpuid",
+    "epoch": "epochs",
+    "gpu": "gpuid",
+    "gpu_id": "gpuid",
+    "gradient_checkpointing": "grad_checkpointing",
+    "image_size": "resolution",
+    "img_size": "resolution",
+    "learning_rate": "lr",
+    "lora_dim": "bottleneck",
+    "lora_rank": "bottleneck",
+    "method": "lnl_methods",
+    "model": "backbone",
+    "noise_rate": "noise_ratio",
+    "noise_type": "noise_mode",
+    "num_class": "class_names",
+    "num_classes": "class_names",
+    "num_epochs": "epochs",
+    "opt": "optimizer",
+    "out": "output_dir",
+    "out_dir": "output_dir",
+    "output": "output_dir",
+    "precision": "prec",
+    "rank": "bottleneck",
+    "root": "data_root",
+    "save_dir": "output_dir",
+    "sched": "lr_schedule",
+    "scheduler": "lr_schedule",
+    "warmup_epochs": "warmup",
+    "wd": "weight_decay",
+    "weights": "pretrained",
+    "workers": "num_workers",
+}
+
+
+def nearest(text: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The one of `known` that resembles `text` most, if any does."""
+    return next(iter(difflib.get_close_matches(text, list(known), n=1, cutoff=cutoff)), None)
+
+
+def exact_key(name: str) -> str | None:
+    """The key or flag that `name` stands for: in other letters, with hyphens, under an older or a foreign name."""
+    plain = name.strip("-:").lower().replace("-", "_")
+    plain = FOREIGN_NAMES.get(plain, ALIASES.get(plain, plain))
+    return plain if plain in TYPES or plain == "cfg" else None
+
+
+def nearest_key(name: str) -> str | None:
+    """The key that was probably meant by an unknown one."""
+    return exact_key(name) or nearest(name, TYPES, cutoff=0.5)
+
+
+def nearest_file(path: Path) -> Path | None:
+    """The settings file that was probably meant by one that does not exist: of its directory, or one of the shipped."""
+    shipped = SHIPPED.relative_to(Path.cwd()) if SHIPPED.is_relative_to(Path.cwd()) else SHIPPED
+    found = [*path.parent.glob("*.y*ml"), *sorted(shipped.glob("**/*.yaml"))]
+    name = nearest(path.name, (file.name for file in found))
+    return Path(nearest(str(path), [str(f) for f in found if f.name == name], cutoff=0) or "") if name else None
+
+
+def misplaced_word(word: str, rest: list[str]) -> str:
+    """The message about a word that is not a flag or key=value. Takes the value that belongs to it out of `rest`."""
+    name, equals, value = word.partition("=")
+    key = exact_key(name)
+    if not equals and rest and not rest[0].startswith("-") and "=" not in rest[0] and (key or word.startswith("-")):
+        value = rest.pop(0)
+        word = f"{word} {value}"
+    if word.startswith("-"):
+        wrong, found = f"there is no flag {name}", key or nearest_key(name)
+    else:
+        wrong, found = f"'{word}' is not of the form key=value", key
+    if word.endswith((".yaml", ".yml")) and not found:
+        found, value = "cfg", word
+    if found is None:
+        return f"{wrong}; --help lists the flags and keys"
+    value = value or ("true" if TYPES.get(found) is bool else "VALUE")
+    written = f"--cfg {value}" if found == "cfg" else f"{found}={value}"
+    return f"{wrong}; write {written}" if key or found == "cfg" else f"{wrong}; did you mean {written}?"
