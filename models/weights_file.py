@@ -6,7 +6,7 @@ import hashlib
 import io
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,7 @@ def _read_torch_file(path: Path) -> Any:
     foreign = [name for name in named if not name.startswith("__torch__.") and not _is_list_builder(name)]
     if foreign:
         raise ValueError(f"it asks for {foreign[0]}, which weights do not need")
+    safe: list[Callable[..., Any] | tuple[Callable[..., Any], str]]
     safe = [(_return_argument if _is_list_builder(name) else type("Module", (_Module,), {}), name) for name in named]
     archive.seek(0)
     with torch.serialization.safe_globals(safe):

@@ -22,7 +22,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # a test that tries to download fails at onc
 TINY_CLIP: dict[str, Any] = json.loads((ROOT / "tests" / "tiny_clip.json").read_text())
 TINY_SETTINGS = (
     "dataset: digits\nbackbone: tiny.json\npretrained: none\nvpt_deep: true\nvpt_len: 2\n"
-    "n_ctx: 4\nepochs: 2\nlr: 5e-2\nbatch_size: 128\n"
+    "n_ctx: 4\nepochs: 2\nlr: 5e-2\nbatch_size: 128\noverwrite: true\n"
 )
 
 

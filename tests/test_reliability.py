@@ -122,7 +122,9 @@ def test_more_epochs_continue_the_longer_schedule(inputs):
 
 def test_fewer_epochs_are_refused(inputs, fails):
     main_phase2.main([*command("phase2", "run"), "epochs=3"])
-    assert "has epochs = 3, these settings have 2" in fails(main_phase2.main, *command("phase2", "run"), "--resume")
+    assert "run with epochs = 3, and these settings have 2" in fails(
+        main_phase2.main, *command("phase2", "run"), "--resume"
+    )
 
 
 # ----------------------------------------------------------------- checkpoints
@@ -154,7 +156,7 @@ def test_without_an_intact_checkpoint_resume_is_refused(inputs, fails):
     previous(Path("run/checkpoint.pt")).unlink()
     line = fails(main_phase2.main, *command("phase2", "run"), "--resume")
     assert "checkpoint run/checkpoint.pt cannot be read" in line
-    assert "delete it, or start without --resume" in line
+    assert "delete it, or start over with overwrite=true" in line
 
 
 def test_a_checkpoint_of_another_version_is_explained(inputs, fails):

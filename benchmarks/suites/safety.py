@@ -48,7 +48,7 @@ def safety(bench: Bench) -> Iterator[Case]:
         data = Data(train, None, class_names(n_classes), RECIPE)
         detector = build_detector(cfg, data.class_names)
         with contextlib.redirect_stdout(io.StringIO()):
-            run = stack.enter_context(start_run(cfg, "main_phase1", data))
+            run = stack.enter_context(start_run(cfg, "main_phase1", data, detector))
         yield _case(run, detector, our_loader(bench, train, batch, image_size(bench)), n_classes)
 
 
