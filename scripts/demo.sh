@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # waiting threads must not take the cores from working ones
-noise=(--noise_mode sym --noise_ratio 0.4)
+noise=(--noise_mode sym --noise_ratio 0.4 overwrite=true)
 
 "$python" main_phase1.py --cfg config/PEFT/digits.yaml "${noise[@]}"
 "$python" main_phase2.py --cfg config/FFT/digits.yaml "${noise[@]}"

@@ -58,7 +58,7 @@ NOTES = {
     8: "GMM is the baseline of Table 3 (full fine-tuning), judged by its last selection.",
     9: "The paper's caption says sym 0.4, but its rows on text length and epochs fit sym 0.6, which is run here.",
 }
-OUR_KEYS = ("seed", "output_dir", "clean_set", "resume")
+OUR_KEYS = ("seed", "output_dir", "clean_set", "resume", "overwrite")
 FILTERS = ("dataset", "method", "noise", "variant")
 STAMP, CONSOLE = "reproduce.json", "console.txt"
 
@@ -279,7 +279,7 @@ def start(run: Run, plan: Plan) -> str | None:
     resumes = read_stamp(place) == mark and (place / "checkpoint.pt").is_file()
     if not resumes:  # an old summary must not pass for that of the new settings
         (place / "summary.json").unlink(missing_ok=True)
-    arguments = [*plan.arguments(run), *["--resume"] * resumes]
+    arguments = [*plan.arguments(run), "--resume" if resumes else "overwrite=true"]
     write_text(place / STAMP, json.dumps({"fingerprint": mark, "script": run.job.script, "arguments": arguments}))
     with (place / CONSOLE).open("w", encoding="utf-8") as console:
         command = [sys.executable, str(ROOT / f"{run.job.script}.py"), *arguments]

@@ -101,7 +101,7 @@ def test_real_noise(data, dataset):
 
 @pytest.mark.parametrize("dataset", SYNTHETIC)
 def test_baselines(data, dataset):
-    noise = ("--noise_mode", "sym", "--noise_ratio", "0.2", "epochs=1")
+    noise = ("--noise_mode", "sym", "--noise_ratio", "0.2", "epochs=1", "overwrite=true")
     assert command(main_baseline.main, "FFT", dataset, *noise, "--lnl_methods", "ELR")["last_accuracy"] is not None
     assert command(main_small_loss.main, "PEFT", dataset, *noise, "--strategy", "label_match")["recall"] is not None
     assert command(main_small_loss.main, "PEFT", dataset, *noise)["n_selected"] > 0

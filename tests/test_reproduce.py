@@ -293,8 +293,8 @@ def test_a_finished_run_is_not_run_again(away, calls, capsys):
 def test_each_script_gets_the_settings_that_it_reads(away, calls):
     reproduce.main([*ONE, str(away), "--set", "threshold=0.6", "accum_steps=2", "report=true", "lr=0.1"])
     phase1, phase2 = ([word for word in command if "=" in word and "/" not in word] for command in calls)
-    assert phase1 == ["threshold=0.6", "accum_steps=2", "report=true", "lr=0.1", "seed=0"]
-    assert phase2 == ["accum_steps=2", "lr=0.1", "seed=0"]
+    assert phase1 == ["threshold=0.6", "accum_steps=2", "report=true", "lr=0.1", "seed=0", "overwrite=true"]
+    assert phase2 == ["accum_steps=2", "lr=0.1", "seed=0", "overwrite=true"]
     for script, *argv in calls:
         load_config(argv, script=Path(script).stem)
     reproduce.main([*ONE, str(away), "--set", "threshold=0.7", "lr=0.1"])  # phase 2 does not read it
@@ -315,7 +315,8 @@ def test_a_stopped_run_is_resumed_with_the_same_settings_only(away, calls):
     (folder / "checkpoint.pt").touch()
     reproduce.main([*ONE, str(away)])
     assert len(calls) == 3
-    assert calls[2] == [*calls[0], "--resume"]
+    assert calls[2] == [*calls[0][:-1], "--resume"]
+    assert calls[0][-1] == "overwrite=true"
     (folder / "summary.json").unlink()
     reproduce.main([*ONE, str(away), "--set", "lr=0.1"])
     assert "--resume" not in calls[3]

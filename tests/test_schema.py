@@ -77,6 +77,8 @@ def test_every_key_has_readers_and_an_effect():
 def test_what_changes_the_result_is_refused_by_resume(workdir, fails):
     main_phase1.main([*TINY, "epochs=1"])
     line = fails(main_phase1.main, *TINY, "--resume", "batch_size=64")
-    assert "has batch_size = 128, these settings have 64" in line
-    assert "has threshold = 0.5, these settings have 0.6" in fails(main_phase1.main, *TINY, "--resume", "threshold=0.6")
+    assert "holds a run with batch_size = 128, and these settings have 64" in line
+    assert "holds a run with threshold = 0.5, and these settings have 0.6" in fails(
+        main_phase1.main, *TINY, "--resume", "threshold=0.6"
+    )
     main_phase1.main([*TINY, "--resume", "verdict=margin", "review_budget=5", "report=true"])  # not of the training
