@@ -350,7 +350,7 @@ def test_caches_that_cannot_be(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="more than this machine has; use cache=disk"):
         ImageCache(10**9, 224, keep_aspect=False, path=None)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="choose another cache_dir"):
+    with pytest.raises(UserError, match="set another cache_dir"):
         ImageCache(10, 224, keep_aspect=False, path=tmp_path / "file" / "x")
     monkeypatch.delattr(datasets.images.cache.os, "memfd_create")
     with pytest.raises(UserError, match="needs Linux"):
