@@ -14,6 +14,7 @@ from datasets.images.files import ImageFiles
 from datasets.readers.names import label_number, label_numbers
 from datasets.readers.tables import read_table
 from utils.errors import UserError
+from utils.files import plain_cell
 from utils.log import log
 
 COLUMNS = {"sample_id": (), "action": (), "label": ()}
@@ -36,7 +37,7 @@ def apply_corrections(path: Path, data: Data) -> Data:
     decided: dict[int, str] = {}
     for line, entry in read_table(path, "corrections", COLUMNS, optional=["label"]):
         where = f"corrections={path}, line {line}"
-        name, action = entry["sample_id"], entry["action"].strip().lower()
+        name, action = plain_cell(entry["sample_id"]), entry["action"].strip().lower()
         if name not in row_of:
             raise UserError(f"{where}: '{name[:200]}' is not a train sample (ids look like '{train.ids[0]}')")
         if action not in ACTIONS:
@@ -46,7 +47,7 @@ def apply_corrections(path: Path, data: Data) -> Data:
             raise UserError(f"{where}: duplicate entry '{name[:200]}'; keep one")
         decided[row] = action
         if action == "relabel":
-            given[row] = label_number(entry.get("label", "").strip(), numbers, where)
+            given[row] = label_number(plain_cell(entry.get("label", "").strip()), numbers, where)
         elif action == "drop":
             kept[row] = False
     if len(given[kept].unique()) < 2:

@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from utils.errors import UserError
+
 T = TypeVar("T")
 
 
@@ -135,8 +137,13 @@ def _joined() -> bool:
 
 def _join() -> None:
     """Initialise the process group on first use, under torchrun."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _joined():
+    if os.environ.get("WORLD_SIZE", "1") == "1" or _joined():
         return
+    unusable = [name for name in ("WORLD_SIZE", "RANK", "MASTER_PORT") if not os.environ.get(name, "").isdecimal()]
+    if unusable or "MASTER_ADDR" not in os.environ:
+        raise UserError(
+            f"the environment says WORLD_SIZE={os.environ['WORLD_SIZE']}, but not which process this is ({', '.join(unusable) or 'MASTER_ADDR'}): start with torchrun, or unset WORLD_SIZE"
+        )
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank() % torch.cuda.device_count())
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")

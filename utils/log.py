@@ -44,7 +44,7 @@ class Console(logging.Handler):
 
 def of_first_process(record: logging.LogRecord | None = None) -> bool:
     """Whether this is process 0, which alone speaks and writes; a handler's filter."""
-    return int(os.environ.get("WORLD_SIZE") or 1) == 1 or int(os.environ.get("RANK") or 0) == 0
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def show(*, quiet: bool) -> None:
