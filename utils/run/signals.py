@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
+PATIENCE = 5.0  # seconds: launchers and schedulers repeat a signal at once, a user who insists does so later
 _requested: int | None = None
+_since = 0.0  # when it arrived
 _deferring = False
 
 
@@ -37,7 +40,7 @@ def stop_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def defer_signals() -> Iterator[None]:
-    """Let signals wait until `stop_requested` is called; a second one ends the run at once."""
+    """Let signals wait until `stop_requested` is called; another one ends the run at once, unless it follows the first within 5 seconds."""
     global _deferring
     _deferring = True
     try:
@@ -52,7 +55,11 @@ def stop_requested() -> int | None:
 
 
 def _handle(number: int, frame: object) -> None:
-    global _requested
-    again, _requested = _requested is not None, number
-    if again or not _deferring:
+    global _requested, _since
+    now = time.monotonic()
+    if _requested is None:
+        _requested, _since = number, now
+        if not _deferring:
+            raise StopRequestError(number)
+    elif now - _since >= PATIENCE:
         raise StopRequestError(number)
