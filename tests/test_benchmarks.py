@@ -17,7 +17,7 @@ from benchmarks.suites.text import both_texts, towers_flops
 from models.clip import load_clip
 
 CPU = torch.device("cpu")
-FEW = replace(workload.QUICK, eval_batch=2, fed_steps=1, phase2_images=10, noise_naive=10, input_images=8)
+FEW = replace(workload.QUICK, eval_batch=2, fed_steps=1, phase2_images=10, input_images=8)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,7 +72,7 @@ def test_text_counts_what_is_saved_for_the_backward_pass(results):
 def test_scaling_counts_the_operations_of_the_full_batch(results):
     """They are extrapolated from batches of one and two: compared with a count at the full batch."""
     (row,) = results["scaling"]["rows"]
-    few, many = FEW.scaling_classes
+    few, many = FEW.text_classes
     here = workload.Bench(FEW, CPU)
     for n_classes in (few, many):
         ours, theirs = workload.both_detectors(here.config(prec="fp32"), n_classes)
