@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,13 +22,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of work, and how many times its cost counts in the whole (an epoch has many equal batches).
+    """A piece of work."""
 
-    `run` returns numbers to compare with the other side's, or None.
-    """
-
-    run: Callable[[], Numbers | None]
-    times: float = 1
+    run: Callable[[], Numbers | None]  # returns numbers to compare with the other side's, or None
+    times: float = 1  # how often its cost counts in the whole: an epoch has many equal batches
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,7 @@ class Case:
         images: images that the whole work processes.
         flops: whether to report floating-point operations and the share of the matrix ceiling.
         memory: whether to report the peak memory of this process.
-        steps: whether the work is a training step, of which a run has thousands: an untimed step warms up before each
-            timed one.
+        steps: whether the work is a training step: an untimed one warms up before each timed one.
         note: conditions of the measurement that a reader must know.
         facts: further figures for the row, computed once both sides agree.
     """
@@ -67,8 +64,8 @@ def measure(case: Case, *, repeats: int, device: torch.device, ceiling: float) -
     row: Row = {"case": case.name, "target": case.target, "note": case.note, "tolerance": case.tolerance}
     if case.check and not _agree(row, *case.check()):
         return row
-    ours, cost = _first_run(case.ours, device)
-    costs = {"ours": cost}
+    costs: dict[str, Row] = {}
+    ours, costs["ours"] = _first_run(case.ours, device)
     try:
         naive, costs["naive"] = _first_run(case.naive, device)
     except torch.OutOfMemoryError:
@@ -123,11 +120,13 @@ def _first_run(parts: tuple[Part, ...], device: torch.device) -> tuple[Numbers, 
     """Run once, untimed: the numbers, the operations, and the most memory above what was in use before, in bytes."""
     numbers: Numbers = {}
     flops, peak = 0.0, 0
+
+    def run(part: Part) -> None:
+        numbers.update(part.run() or {})
+
     for part in parts:
         before = reset_peak(device)
-        with flop_counter() as counter:
-            numbers |= part.run() or {}
-        flops += part.times * counter.get_total_flops()
+        flops += part.times * count_flops(partial(run, part))
         peak = max(peak, peak_bytes(device) - before)
     return numbers, {"flops": flops, "peak_bytes": peak}
 
@@ -176,16 +175,11 @@ class _NoModules(nullcontext):
     parents = frozenset({"Global"})
 
 
-def flop_counter() -> FlopCounterMode:
-    """A context whose `get_total_flops()` counts the operations of all matrix products in it."""
-    counter = FlopCounterMode(display=False)
-    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
-    return counter
-
-
 def count_flops(run: Callable[[], object]) -> int:
     """Floating-point operations of all matrix products in `run`, forward and backward."""
-    with flop_counter() as counter:
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+    with counter:
         run()
     return counter.get_total_flops()
 
@@ -212,9 +206,6 @@ def matrix_ceiling(device: torch.device, *, quick: bool = False) -> float:
     size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (256 if quick else 2048, torch.float32)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return 2 * size**3 / min(seconds_of(lambda: a @ b, device) for _ in range(16))  # the first one warms up
-
-
-# ------------------------------------------------------------------- memory
 
 
 def reset_peak(device: torch.device) -> int:

@@ -1,12 +1,6 @@
 """The method as the paper describes it, written without regard to time or memory: the other side of every benchmark.
 
-It uses open_clip's modules for their weights and nothing of this project:
-* all 77 tokens of both polarities go through the text tower at every step and for every test batch,
-* attention is matrix product, softmax, matrix product, with the weights of all pairs of tokens in memory,
-* every token, VPT-deep's prompts included, goes through every block,
-* phase 2 forwards every sample and removes the rejected ones from the loss afterwards,
-* images are transformed one by one with PIL in worker processes,
-* idn noise is drawn sample by sample with the whole projection W in memory.
+It uses open_clip's modules for their weights and nothing of this project; README.md lists what makes it slow.
 """
 
 from __future__ import annotations
@@ -72,7 +66,7 @@ class NaiveDetector(nn.Module):
         prompts: VPT-deep's prompts, one [n, width] per block.
     """
 
-    def __init__(self, clip: Any, tokens: Tensor, pos_ctx: Tensor, neg_ctx: Tensor, prompts: list[Tensor]) -> None:
+    def __init__(self, clip: Any, tokens: Tensor, pos_ctx: Tensor, neg_ctx: Tensor, *prompts: Tensor) -> None:
         super().__init__()
         self.clip = clip
         self.pos_ctx, self.neg_ctx = nn.Parameter(pos_ctx), nn.Parameter(neg_ctx)
@@ -82,8 +76,12 @@ class NaiveDetector(nn.Module):
         self.end = nn.Buffer(tokens.argmax(dim=-1))
         self.mask = nn.Buffer(torch.full((tokens.shape[1],) * 2, -torch.inf).triu(1))
 
-    def text_features(self, ctx: Tensor, rows: slice = slice(None)) -> Tensor:
-        """Unit-length text features of the classes `rows` under the context `ctx` [M, width]: [C, embed_dim]."""
+    def text_features(self, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Unit-length positive and negative text features of the classes `rows`, [C, embed_dim] each."""
+        return self.encode(self.pos_ctx, rows), self.encode(self.neg_ctx, rows)
+
+    def encode(self, ctx: Tensor, rows: slice = slice(None)) -> Tensor:
+        """Text features under the context `ctx` [M, width]."""
         before, after, end = self.before[rows], self.after[rows], self.end[rows]
         x = torch.cat([before, ctx.expand(len(before), -1, -1), after], dim=1) + self.clip.positional_embedding
         for resblock in self.clip.transformer.resblocks:
@@ -93,7 +91,7 @@ class NaiveDetector(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits s I.T+ and s I.T-, [B, C] each; the negative ones train nothing on the image side."""
-        positive, negative = self.text_features(self.pos_ctx), self.text_features(self.neg_ctx)
+        positive, negative = self.text_features()
         visual = self.clip.visual
         features = F.normalize(image_tower(visual, images, self.prompts) @ visual.proj, dim=-1)
         scale = self.clip.logit_scale.exp()
@@ -110,18 +108,6 @@ def detection_loss(logits_pos: Tensor, logits_neg: Tensor, y: Tensor, y_bar: Ten
     l_dp = F.nll_loss(p_clean.clamp(1e-5, 1).log(), y_hat) + F.nll_loss((1 - p_clean).clamp(1e-5, 1).log(), y_bar)
     l_sim = F.cross_entropy(logits_pos[selected], y[selected]) if selected.any() else 0 * logits_pos.sum()
     return l_dp + l_sim, selected
-
-
-class NaiveClassifier(nn.Module):
-    """Phase 2: the image tower and a linear head."""
-
-    def __init__(self, visual: Any, head: nn.Module) -> None:
-        super().__init__()
-        self.visual, self.head = visual, head
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, S, S] -> logits [B, C]."""
-        return self.head(image_tower(self.visual, images))
 
 
 def selected_loss(logits: Tensor, targets: Tensor, selected: Tensor) -> Tensor:
@@ -146,24 +132,20 @@ class OneByOne(Dataset):
         return self.transform(Image.fromarray(self.images[i])), int(self.targets[i]), i
 
 
-def train_transform(size: int, mean: RGB, std: RGB) -> transforms.Compose:
-    """CIFAR's training transform."""
-    steps = [transforms.RandomCrop(32, padding=4), transforms.Resize((size, size)), transforms.RandomHorizontalFlip()]
+def transform(size: int, mean: RGB, std: RGB, *, train: bool) -> transforms.Compose:
+    """CIFAR's transform of training or of test images."""
+    resize = transforms.Resize((size, size))
+    steps = [transforms.RandomCrop(32, padding=4), resize, transforms.RandomHorizontalFlip()] if train else [resize]
     return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(mean, std)])
-
-
-def test_transform(size: int, mean: RGB, std: RGB) -> transforms.Compose:
-    """CIFAR's test transform."""
-    steps = [transforms.Resize((size, size)), transforms.ToTensor(), transforms.Normalize(mean, std)]
-    return transforms.Compose(steps)
 
 
 def outcomes(image: np.ndarray, size: int, mean: RGB, std: RGB) -> Iterator[Tensor]:
     """All results of the training transform for one image, uint8 [32, 32, 3]: 81 crops, mirrored or not."""
+    finish = transform(size, mean, std, train=False)
     padded = transforms.functional.pad(Image.fromarray(image), 4)
-    for top, left, p in itertools.product(range(9), range(9), (0, 1)):
+    for top, left, mirrored in itertools.product(range(9), range(9), (False, True)):
         crop = transforms.functional.crop(padded, top, left, 32, 32)
-        yield test_transform(size, mean, std)(transforms.functional.hflip(crop) if p else crop)
+        yield finish(transforms.functional.hflip(crop) if mirrored else crop)
 
 
 # ------------------------------------------------------------------ the noise

@@ -29,6 +29,7 @@ from utils.run.run import Run
 RECIPE = DATASETS["cifar100"].recipe
 MEAN_STD = (RECIPE.mean, RECIPE.std)
 AFTER_WARMUP = 2  # epoch
+UNSCALED = torch.amp.GradScaler(enabled=False)
 Step = Callable[..., Numbers]
 Batch = tuple[Tensor, Tensor, Tensor]  # images, labels, other labels
 
@@ -129,20 +130,14 @@ def both_detectors(cfg: Config, n_classes: int) -> tuple[Detector, naive.NaiveDe
     ours = build_detector(cfg, class_names(n_classes))
     clip, tokenizer = load_clip(cfg)
     tokens = tokenizer([f"{' '.join(['P'] * cfg.n_ctx)} {name}." for name in class_names(n_classes)])
-    values = {name: p.detach().float().clone() for name, p in ours.named_parameters()}
-    prompts = [values[f"tower.adapters.{i}.prompt"] for i in range(len(clip.visual.transformer.resblocks))]
-    return ours, naive.NaiveDetector(clip, tokens, values["prompts.pos_ctx"], values["prompts.neg_ctx"], prompts)
+    values = {name: p.detach().clone() for name, p in ours.named_parameters() if p.requires_grad}
+    prompts = [value for name, value in values.items() if name.startswith("tower.adapters.")]
+    return ours, naive.NaiveDetector(clip, tokens, values["prompts.pos_ctx"], values["prompts.neg_ctx"], *prompts)
 
 
-def training_step(
-    cfg: Config,
-    module: nn.Module,
-    forward: Step,
-    scaler: torch.amp.GradScaler | None = None,
-) -> Step:
+def training_step(cfg: Config, module: nn.Module, forward: Step, scaler: torch.amp.GradScaler = UNSCALED) -> Step:
     """A training step: the numbers of `forward`, which include the loss, and the gradients of `module`."""
     optimizer = build_optimizer(cfg, module)
-    scaler = scaler or torch.amp.GradScaler(enabled=False)
 
     def step(*batch: Tensor) -> Numbers:
         numbers = forward(*batch)
@@ -156,8 +151,8 @@ def gradients(module: nn.Module) -> Numbers:
     """Gradients of all trained parameters, ours under the names of the naive side."""
 
     def shared(name: str) -> str:
-        name = re.sub(r"tower\.adapters\.(\d+)\.prompt", r"prompts.\1", name)
-        return re.sub(r"^tower\.|^prompts\.(?=\w+_ctx)", "", name)
+        name = re.sub(r"^tower\.adapters\.(\d+)\.prompt$", r"prompts.\1", name)
+        return re.sub(r"^(tower|prompts)\.(?=[a-z])", "", name)
 
     return {shared(name): p.grad for name, p in module.named_parameters() if p.grad is not None}
 
@@ -219,12 +214,7 @@ def our_loader(bench: Bench, data: NoisyImages, batch_size: int, size: int) -> L
 
 def naive_loader(bench: Bench, data: NoisyImages, batch_size: int, size: int) -> DataLoader:
     """The same images, one by one through PIL in worker processes."""
-    images = naive.OneByOne(pixels_of(data), data.given.numpy(), naive.train_transform(size, *MEAN_STD))
+    images = naive.OneByOne(pixels_of(data), data.given.numpy(), naive.transform(size, *MEAN_STD, train=True))
     return DataLoader(
-        images,
-        batch_size,
-        shuffle=True,
-        num_workers=bench.workers,
-        persistent_workers=True,
-        pin_memory=bench.on_cuda,
+        images, batch_size, shuffle=True, num_workers=bench.workers, persistent_workers=True, pin_memory=bench.on_cuda
     )

@@ -74,7 +74,7 @@ def _check_images(bench: Bench, size: int) -> tuple[Numbers, Numbers]:
     """Grey levels of eight test images, and of two training images beside the naive side's closest result."""
     data = random_data(8, bench.sizes.noise_classes)
     pixels, loader = pixels_of(data), our_loader(bench, data, 8, size)
-    transform = naive.test_transform(size, *MEAN_STD)
+    transform = naive.transform(size, *MEAN_STD, train=False)
     first = next(loader.shuffled(1))
     ours, theirs = first.images[:2].cpu(), []
     for image, i in zip(ours, first.index.tolist()):

@@ -9,20 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import naive
+from benchmarks import naive, workload
 from benchmarks.measure import Case, Numbers, Part, Row, median_seconds, seconds_of
-from benchmarks.workload import (
-    AFTER_WARMUP,
-    Bench,
-    Step,
-    both_detectors,
-    class_names,
-    our_loader,
-    random_batch,
-    random_data,
-    training_step,
-    trusted_batch,
-)
+from benchmarks.workload import AFTER_WARMUP, Bench, Step, training_step
 from main_phase1 import DeFT
 from models import Detector, build_detector
 from utils.config import Config
@@ -57,8 +46,8 @@ def _case(bench: Bench, batch: int, n_classes: int, trusted: int) -> Case:
 
 def both_steps(bench: Bench, cfg: Config, n_classes: int, batch: int, trusted: int) -> tuple[Step, Step]:
     """Our step and the naive one on the same batch."""
-    detector, theirs = both_detectors(cfg, n_classes)
-    images, y, y_bar = trusted_batch(bench, detector.to(bench.device), batch, n_classes, trusted)
+    detector, theirs = workload.both_detectors(cfg, n_classes)
+    images, y, y_bar = workload.trusted_batch(bench, detector.to(bench.device), batch, n_classes, trusted)
     with torch.no_grad():
         theirs.neg_ctx.copy_(detector.prompts.neg_ctx)  # which trusted_batch has drawn
     dtype = bench.naive_dtype(cfg)
@@ -88,8 +77,10 @@ def _our_step(bench: Bench, cfg: Config, detector: Detector) -> Step:
 def _random_step(bench: Bench, batch: int, n_classes: int, **settings: Any) -> partial[Numbers]:
     """Our step with its batch, whose labels are random."""
     cfg = bench.config(**settings)
-    detector = build_detector(cfg, class_names(n_classes))
-    return partial(_our_step(bench, cfg, detector), *random_batch(bench, batch, n_classes, detector.image_size))
+    detector = build_detector(cfg, workload.class_names(n_classes))
+    return partial(
+        _our_step(bench, cfg, detector), *workload.random_batch(bench, batch, n_classes, detector.image_size)
+    )
 
 
 def _precisions(bench: Bench, batch: int, n_classes: int) -> list[Row]:
@@ -115,7 +106,7 @@ def _waiting(bench: Bench, batch: int, n_classes: int) -> Row:
         return {}
     step = _random_step(bench, batch, n_classes, prec="amp")
     images, _, y_bar = step.args
-    loader = our_loader(bench, random_data(n_steps * batch, n_classes), batch, images.shape[-1])
+    loader = workload.our_loader(bench, workload.random_data(n_steps * batch, n_classes), batch, images.shape[-1])
 
     def with_loader() -> None:
         for loaded in loader.shuffled(1):

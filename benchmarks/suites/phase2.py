@@ -6,20 +6,11 @@ import copy
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from benchmarks import naive
+from benchmarks import naive, workload
 from benchmarks.measure import Case, Numbers, Part
-from benchmarks.workload import (
-    Bench,
-    Step,
-    class_names,
-    naive_loader,
-    our_loader,
-    random_batch,
-    random_data,
-    training_step,
-)
+from benchmarks.workload import Bench, Step, random_data, training_step
 from datasets import Loader
 from datasets.noise import synthetic_noise
 from models import build_classifier
@@ -39,8 +30,8 @@ def _case(bench: Bench, ratio: float, target: float) -> Case:
     given = torch.from_numpy(synthetic_noise(data.given.numpy(), sizes.noise_classes, "sym", ratio, 0))
     keep = given == data.given  # a perfect selection
     ours, theirs, size = _both_steps(bench, "amp")
-    loader = our_loader(bench, data, sizes.phase2_batch, size)
-    pil = naive_loader(bench, data, sizes.phase2_batch, size)
+    loader = workload.our_loader(bench, data, sizes.phase2_batch, size)
+    pil = workload.naive_loader(bench, data, sizes.phase2_batch, size)
 
     def our_epoch() -> None:
         for batch in loader.shuffled(1, keep):
@@ -65,29 +56,31 @@ def _case(bench: Bench, ratio: float, target: float) -> Case:
 def _check(bench: Bench, loader: Loader, keep: Tensor) -> tuple[Numbers, Numbers]:
     """Which samples an epoch trains on, and a step on six samples of which four are selected."""
     ours, theirs, size = _both_steps(bench, "fp32")
-    images, targets, _ = random_batch(bench, 6, bench.sizes.noise_classes, size)
+    images, targets, _ = workload.random_batch(bench, 6, bench.sizes.noise_classes, size)
     selected = torch.arange(6, device=bench.device) % 3 > 0
     seen = torch.cat([batch.index for batch in loader.shuffled(1, keep)])
-    our_numbers = {"samples": seen.sort().values, **ours(images[selected], targets[selected], selected[selected])}
-    return our_numbers, {"samples": keep.nonzero()[:, 0], **theirs(images, targets, selected)}
+    return (
+        {"samples": seen.sort().values, **ours(images[selected], targets[selected], selected[selected])},
+        {"samples": keep.nonzero()[:, 0], **theirs(images, targets, selected)},
+    )
 
 
 def _both_steps(bench: Bench, prec: str) -> tuple[Step, Step, int]:
     """Our step and the naive one from the same weights, on images, targets and selected; the images' side in pixels."""
     cfg = bench.config(prec=prec, vpt_deep=False, finetune=True)
-    model = build_classifier(cfg, class_names(bench.sizes.noise_classes))
-    theirs = naive.NaiveClassifier(load_clip(cfg)[0].visual, copy.deepcopy(model.head))
-    theirs.visual.transformer.resblocks.requires_grad_(True)
-    run = bench.run(cfg, model.train(), "main_phase2")
-    dtype = bench.naive_dtype(cfg)
-    theirs.to(bench.device, dtype)
+    model = build_classifier(cfg, workload.class_names(bench.sizes.noise_classes))
+    visual, head = load_clip(cfg)[0].visual, copy.deepcopy(model.head)
+    visual.transformer.resblocks.requires_grad_(True)
+    run, dtype = bench.run(cfg, model.train(), "main_phase2"), bench.naive_dtype(cfg)
+    theirs = nn.ModuleDict({"visual": visual, "head": head}).to(bench.device, dtype)
 
     def our_forward(images: Tensor, targets: Tensor, selected: Tensor) -> Numbers:
         with run.autocast():
             return {"loss": masked_mean(cross_entropy(model(images), targets), selected)}
 
     def naive_forward(images: Tensor, targets: Tensor, selected: Tensor) -> Numbers:
-        return {"loss": naive.selected_loss(theirs(images.to(dtype)), targets, selected)}
+        logits = head(naive.image_tower(visual, images.to(dtype)))
+        return {"loss": naive.selected_loss(logits, targets, selected)}
 
     ours = training_step(cfg, model, our_forward, run.scaler)
     return ours, training_step(cfg, theirs, naive_forward), model.image_size

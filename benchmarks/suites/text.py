@@ -9,13 +9,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from benchmarks import naive
 from benchmarks.measure import Case, Numbers, Part, Row, available_bytes, count_flops, saved_bytes
 from benchmarks.suites.phase1 import both_steps
 from benchmarks.workload import Bench, both_detectors, gradients
-from models import Detector
 
 TARGETS = {100: 20.0, 1000: 14.0}  # by number of classes
+Encode = Callable[[slice], tuple[Tensor, Tensor]]  # classes -> T+ and T-
 
 
 def text(bench: Bench) -> Iterator[Case]:
@@ -27,7 +26,7 @@ def text(bench: Bench) -> Iterator[Case]:
 def _text_case(bench: Bench, n_classes: int, target: float | None) -> Case:
     ours, theirs = both_detectors(bench.config(prec="fp32"), n_classes)
     theirs.clip.visual = None  # not used here
-    saved = {"naive": saved_bytes(both_texts(copy.deepcopy(theirs).to("meta")), theirs)}
+    saved = {"naive": saved_bytes(copy.deepcopy(theirs).to("meta").text_features, theirs)}
     ours, theirs = ours.to(bench.device), theirs.to(bench.device)
     chunk = n_classes
     while chunk > 1 and saved["naive"] * chunk / n_classes > 0.6 * available_bytes(bench.device):
@@ -42,8 +41,8 @@ def _text_case(bench: Bench, n_classes: int, target: float | None) -> Case:
     return Case(
         f"text features, C = {n_classes}",
         1e-3,
-        (Part(lambda: _our_texts(ours, weights)),),
-        (Part(lambda: _naive_texts(theirs, weights, chunk)),),
+        (Part(lambda: _texts(lambda _: ours.text_features(), ours, weights, n_classes)),),
+        (Part(lambda: _texts(theirs.text_features, theirs, weights, chunk)),),
         target=target,
         note=f"naive side in chunks of {chunk} classes, as all at once do not fit in memory"
         if chunk < n_classes
@@ -52,29 +51,16 @@ def _text_case(bench: Bench, n_classes: int, target: float | None) -> Case:
     )
 
 
-def both_texts(detector: naive.NaiveDetector) -> Callable[[], object]:
-    """The naive side's text features of both polarities."""
-    return lambda: (detector.text_features(detector.pos_ctx), detector.text_features(detector.neg_ctx))
-
-
-def _our_texts(detector: Detector, weights: Tensor) -> Numbers:
-    """Text features, and the gradients of their sum weighted by `weights` [2, C, embed_dim]."""
-    detector.zero_grad(set_to_none=True)
-    features = torch.stack(detector.text_features())
-    (features * weights).sum().backward()
-    return {**dict(zip(("T+", "T-"), features.detach())), **gradients(detector)}
-
-
-def _naive_texts(detector: naive.NaiveDetector, weights: Tensor, chunk: int) -> Numbers:
-    """The same, `chunk` classes at a time."""
-    detector.zero_grad(set_to_none=True)
-    features: list[Tensor] = []
+def _texts(encode: Encode, module: nn.Module, weights: Tensor, chunk: int) -> Numbers:
+    """Text features, and gradients of their sum weighted by `weights` [2, C, embed_dim]; `chunk` classes at a time."""
+    module.zero_grad(set_to_none=True)
+    features = []
     for start in range(0, weights.shape[1], chunk):
         rows = slice(start, start + chunk)
-        both = torch.stack([detector.text_features(ctx, rows) for ctx in (detector.pos_ctx, detector.neg_ctx)])
+        both = torch.stack(encode(rows))
         (both * weights[:, rows]).sum().backward()
         features.append(both.detach())
-    return {**dict(zip(("T+", "T-"), torch.cat(features, dim=1))), **gradients(detector)}
+    return {**dict(zip(("T+", "T-"), torch.cat(features, dim=1))), **gradients(module)}
 
 
 def scaling(bench: Bench) -> Iterator[Case]:
