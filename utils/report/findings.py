@@ -89,7 +89,7 @@ def summarise(
     audit: Audit | None = None,
     comparisons: dict[str, Tensor] | None = None,
 ) -> Findings:
-    """Count and sort the scores of `data.train`.
+    """Findings of the scores of `data.train`.
 
     Args:
         history: the lines of metrics.jsonl.
