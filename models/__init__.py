@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from torch import nn
 
 from models.classifier import Classifier, LinearHead, ZeroShot, has_batch_statistics
@@ -54,23 +56,21 @@ def build_zero_shot(cfg: Config, class_names: list[str]) -> ZeroShot:
 
 def parameter_table(model: nn.Module) -> str:
     """Total and trained parameters of each part, one line per part."""
-    rows: dict[str, list[int]] = {}
+    total, trained = Counter[str](), Counter[str]()
     for name, parameter in model.named_parameters():
-        part = next((label for key, label in PARTS if key in name), "other")
-        row = rows.setdefault(part, [0, 0])
-        row[0] += parameter.numel()
-        row[1] += parameter.numel() * parameter.requires_grad
-    rows["all"] = [sum(r[i] for r in rows.values()) for i in (0, 1)]
-    return "\n".join(
-        f"{part:<22} {total:>12,} parameters, {trained:>12,} trained" for part, (total, trained) in rows.items()
-    )
+        part = next((label for key, label in PARTS.items() if key in name), "other")
+        total[part] += parameter.numel()
+        trained[part] += parameter.numel() * parameter.requires_grad
+    total["all"], trained["all"] = total.total(), trained.total()
+    return "\n".join(f"{part:<22} {n:>12,} parameters, {trained[part]:>12,} trained" for part, n in total.items())
 
 
-PARTS = (
-    ("pos_ctx", "positive context"),
-    ("neg_ctx", "negative context"),
-    ("adapters.", "adapters"),
-    ("head", "linear head"),
-    ("visual.", "image tower"),
-    ("text.", "text tower"),
-)
+# Part of a parameter's name -> row of the table; the first that fits.
+PARTS = {
+    "pos_ctx": "positive context",
+    "neg_ctx": "negative context",
+    "adapters.": "adapters",
+    "head": "linear head",
+    "visual.": "image tower",
+    "text.": "text tower",
+}

@@ -9,7 +9,7 @@ import timm
 from torch import Tensor, nn
 
 from models.classifier import LinearHead, has_batch_statistics
-from models.clip import BACKBONES, TimmBackbone, quiet_hub, read_state_dict, require_same_architecture
+from models.clip import BACKBONES, TimmBackbone, load_weights, quiet_hub, read_state_dict
 from models.fast.checkpointing import micro_batched
 from utils.config import LIMITS, Config
 from utils.errors import UserError
@@ -43,7 +43,12 @@ class TimmClassifier(LinearHead):
             )
         self.tower = _load(cfg).requires_grad_(bool(cfg.finetune))
         self.micro_batches = cfg.micro_batches
-        self._save_memory(cfg)
+        if cfg.grad_checkpointing:
+            self.tower.set_grad_checkpointing(True)
+        if cfg.micro_batches > 1 and has_batch_statistics(self.tower):
+            raise UserError(
+                f"backbone {cfg.backbone}: its batch norm needs whole batches; use micro_batches=1 with a smaller batch_size"
+            )
         self.head = nn.Linear(getattr(self.tower, "head_hidden_size", self.tower.num_features), n_classes)
         facts = timm.data.resolve_model_data_config(self.tower)
         self.image_size = cfg.resolution or facts["input_size"][-1]
@@ -51,14 +56,6 @@ class TimmClassifier(LinearHead):
 
     def features(self, images: Tensor) -> Tensor:
         return micro_batched(self.tower, images.to(self.head.weight.dtype), self.micro_batches)
-
-    def _save_memory(self, cfg: Config) -> None:
-        if cfg.grad_checkpointing:
-            self.tower.set_grad_checkpointing(True)
-        if cfg.micro_batches > 1 and has_batch_statistics(self.tower):
-            raise UserError(
-                f"backbone {cfg.backbone}: its batch norm needs whole batches; use micro_batches=1 with a smaller batch_size"
-            )
 
 
 def _load(cfg: Config) -> Any:
@@ -69,7 +66,9 @@ def _load(cfg: Config) -> Any:
     if cfg.pretrained == "none" or Path(cfg.pretrained).is_file():
         tower = timm.create_model(name, pretrained=False, num_classes=0, **options)
         if cfg.pretrained != "none":
-            _load_file(tower, cfg)
+            state = read_state_dict(Path(cfg.pretrained))
+            own = tower.state_dict()  # without the file's own classifier: the head here is new
+            load_weights(tower, {k: v for k, v in state.items() if k in own}, cfg)
         return tower
     if cfg.pretrained != "openai":
         raise UserError(
@@ -81,15 +80,8 @@ def _load(cfg: Config) -> Any:
             return timm.create_model(name, pretrained=True, num_classes=0, cache_dir=cfg.weights_dir, **options)
     except Exception as error:  # every client and proxy fails in its own way; the remedy is the same
         hub = timm.get_pretrained_cfg(name)
-        where = f"the Hugging Face hub, {hub.hf_hub_id}" if hub is not None and hub.hf_hub_id else "timm's releases"
+        where = f"the Hugging Face hub, {hub.hf_hub_id}" if hub and hub.hf_hub_id else "timm's releases"
         raise UserError(
             f"the weights of {name} are missing and could not be downloaded ({type(error).__name__}): "
             f"download them from {where} on a machine with a network and pass pretrained=FILE"
         ) from None
-
-
-def _load_file(tower: nn.Module, cfg: Config) -> None:
-    state, own = read_state_dict(Path(cfg.pretrained)), tower.state_dict()
-    state = {k: v for k, v in state.items() if k in own}  # without the file's own classifier: the head here is new
-    require_same_architecture(own, state, cfg)
-    tower.load_state_dict(state)
