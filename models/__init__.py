@@ -30,8 +30,7 @@ __all__ = [
 
 def build_detector(cfg: Config, class_names: list[str]) -> Detector:
     """Phase 1: CLIP with adapters and two prompts."""
-    with rank_zero_first():
-        clip, tokenizer = load_clip(cfg)
+    clip, tokenizer = load_clip(cfg)
     with seeded("detector", cfg.seed):
         return Detector(clip, tokenizer, cfg, class_names)
 
@@ -41,17 +40,14 @@ def build_classifier(cfg: Config, class_names: list[str]) -> LinearHead:
     if is_timm_name(cfg.backbone):
         with rank_zero_first(), seeded("classifier", cfg.seed):
             return TimmClassifier(cfg, len(class_names))
-    with rank_zero_first():
-        clip, _ = load_clip(cfg)
+    clip, _ = load_clip(cfg)
     with seeded("classifier", cfg.seed):
         return Classifier(clip, cfg, len(class_names))
 
 
 def build_zero_shot(cfg: Config, class_names: list[str]) -> ZeroShot:
     """Label-match: zero-shot CLIP."""
-    with rank_zero_first():
-        clip, tokenizer = load_clip(cfg)
-    return ZeroShot(clip, tokenizer, class_names)
+    return ZeroShot(*load_clip(cfg), class_names)
 
 
 def parameter_table(model: nn.Module) -> str:

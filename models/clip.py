@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from models import digits_clip
 from utils.config import Config
+from utils.distributed import rank_zero_first
 from utils.errors import UserError, first_line
 from utils.files import write_atomically
 from utils.log import is_quiet, log, quiet_downloads
@@ -29,17 +30,11 @@ from utils.rng import seeded
 
 
 class ClipBackbone(NamedTuple):
-    """A named CLIP, for both phases.
+    """A named CLIP, for both phases."""
 
-    Attributes:
-        architecture: an open_clip name for which OpenAI published weights, or a model config.
-        pretrain: computes unpublished weights, on first use; called with `progress`.
-        recipe: version of what `pretrain` computes, part of the name of the weights file.
-    """
-
-    architecture: str | dict[str, Any]
-    pretrain: Callable[..., dict[str, Tensor]] | None = None
-    recipe: int = 0
+    architecture: str | dict[str, Any]  # an open_clip name for which OpenAI published weights, or a model config
+    pretrain: Callable[..., dict[str, Tensor]] | None = None  # computes weights, on first use; called with `progress`
+    recipe: int = 0  # version of what `pretrain` computes, part of the name of the weights file
 
 
 class TimmBackbone(NamedTuple):
@@ -62,6 +57,7 @@ BACKBONES: dict[str, ClipBackbone | TimmBackbone] = {
 }
 
 
+@rank_zero_first()
 def load_clip(cfg: Config) -> tuple[open_clip.CLIP, open_clip.SimpleTokenizer]:
     """CLIP with the architecture `backbone` and the weights `pretrained`, frozen, on the CPU in float32; its tokenizer.
 
@@ -170,31 +166,35 @@ def _weights(cfg: Config, name: str) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
-def quiet_hub() -> Iterator[None]:
-    """Silence the messages of the hub's client about each attempt; the error at the end says what matters."""
+def downloading(weights: str, folder: str, *, source: str, remedy: str) -> Iterator[None]:
+    """Announce a download into `folder`; raise a UserError with the remedy where it fails.
+
+    Messages of the hub's client about each attempt are silenced: the error at the end says what matters.
+    """
+    log.info(f"downloading {weights} (kept in {folder})")
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with quiet_downloads():
+            yield
+    except Exception as error:  # every client and proxy fails in its own way; the remedy is the same
+        raise UserError(
+            f"{weights} are missing and could not be downloaded ({type(error).__name__}): "
+            f"download {source} on a machine with a network and {remedy}"
+        ) from None
     finally:
         logger.setLevel(level)
 
 
 def _download(cfg: Config, name: str) -> dict[str, Tensor]:
-    source = get_pretrained_cfg(name, cfg.pretrained)
-    log.info(f"downloading the weights '{cfg.pretrained}' of {cfg.backbone} (kept in {cfg.weights_dir})")
-    try:
-        with quiet_hub(), quiet_downloads():
-            path = download_pretrained(source, cache_dir=cfg.weights_dir)
-    except Exception as error:  # every client and proxy fails in its own way; the remedy is the same
-        where = source.get("url") or f"the Hugging Face hub, {source.get('hf_hub')}"
-        target = Path(cfg.weights_dir) / f"{name.removesuffix('-quickgelu')}.pt"
-        remedy = f"put it at {target}" if cfg.pretrained == "openai" else "pass it as pretrained=FILE"
-        raise UserError(
-            f"the weights '{cfg.pretrained}' of {cfg.backbone} are missing and could not be downloaded ({type(error).__name__}): "
-            f"download {where} on a machine with a network and {remedy}"
-        ) from None
+    tag = get_pretrained_cfg(name, cfg.pretrained)
+    source = tag.get("url") or f"the Hugging Face hub, {tag.get('hf_hub')}"
+    target = Path(cfg.weights_dir) / f"{name.removesuffix('-quickgelu')}.pt"
+    remedy = f"put it at {target}" if cfg.pretrained == "openai" else "pass it as pretrained=FILE"
+    weights = f"the weights '{cfg.pretrained}' of {cfg.backbone}"
+    with downloading(weights, cfg.weights_dir, source=source, remedy=remedy):
+        path = download_pretrained(tag, cache_dir=cfg.weights_dir)
     return read_state_dict(Path(path))
 
 
@@ -247,11 +247,7 @@ def _load_weights(clip: open_clip.CLIP, state: dict[str, Tensor], cfg: Config) -
 
 
 def load_weights(model: nn.Module, state: dict[str, Tensor], cfg: Config) -> None:
-    """Load a state dict.
-
-    Raises:
-        UserError: its names or shapes are not those of the model.
-    """
+    """Load a state dict; raise a UserError where its names or shapes are not those of the model."""
     own = model.state_dict()
     shapes = {k: (list(state[k].shape), list(own[k].shape)) for k in own if k in state}
     differences = [f"{k} is {there} there and {here} here" for k, (there, here) in shapes.items() if there != here]

@@ -171,11 +171,7 @@ causal: Attend = functools.partial(F.scaled_dot_product_attention, is_causal=Tru
 
 
 def require_plain_blocks(blocks: nn.ModuleList) -> None:
-    """Refuse blocks that `run_block` would compute differently from open_clip.
-
-    Raises:
-        UserError: another class of block, or another MLP.
-    """
+    """Raise a UserError for blocks, or MLPs, that `run_block` would compute differently from open_clip."""
     for block in blocks:
         mlp = getattr(block, "mlp", nn.Sequential())
         if type(block) is not ResidualAttentionBlock or [*dict(mlp.named_children())] != ["c_fc", "gelu", "c_proj"]:
@@ -217,10 +213,8 @@ def run_last_block(
     adapters: Sequence[BlockAdapter] = (),
     context: Tensor | None = None,
 ) -> Tensor:
-    """`run_block` that returns the class token alone: [B, L, width] -> [B, 1, width].
-
-    CLS-only attention uses the in-projection's own weights, so adapters that change the in-projection rule it out.
-    """
+    """`run_block` that returns the class token alone: [B, L, width] -> [B, 1, width]."""
+    # CLS-only attention uses the in-projection's own weights.
     if any(type(adapter).in_projection is not BlockAdapter.in_projection for adapter in adapters):
         return run_block(block, x, adapters=adapters, context=context, keep=slice(0, 1))
     attended = class_token_attention(block.attn, block.ln_1(x), None if context is None else block.ln_1(context))

@@ -9,11 +9,10 @@ import timm
 from torch import Tensor, nn
 
 from models.classifier import LinearHead, has_batch_statistics
-from models.clip import BACKBONES, TimmBackbone, load_weights, quiet_hub, read_state_dict
+from models.clip import BACKBONES, TimmBackbone, downloading, load_weights, read_state_dict
 from models.fast.checkpointing import micro_batched
 from utils.config import LIMITS, Config
 from utils.errors import UserError
-from utils.log import log, quiet_downloads
 
 LOWEST = 32  # pixels: convolutional networks halve the image five times
 # Keys that change the image tower of CLIP alone.
@@ -26,10 +25,9 @@ def is_timm_name(backbone: str) -> bool:
 
 
 class TimmClassifier(LinearHead):
-    """A timm backbone with a linear head on its pooled feature.
+    """A timm backbone with a linear head on its pooled feature; without `finetune` only the head is trained.
 
-    `finetune` trains all of it, else only the head is trained. `statistics` are the mean and standard deviation of the
-    images on which the backbone was pretrained.
+    `statistics` are those of the images on which the backbone was pretrained.
     """
 
     def __init__(self, cfg: Config, n_classes: int) -> None:
@@ -74,14 +72,8 @@ def _load(cfg: Config) -> Any:
         raise UserError(
             f"pretrained: '{cfg.pretrained}' is not a weights file; a timm backbone has weights of its own, so leave the key out"
         )
-    log.info(f"downloading the weights of {name} (kept in {cfg.weights_dir})")
-    try:
-        with quiet_hub(), quiet_downloads():
-            return timm.create_model(name, pretrained=True, num_classes=0, cache_dir=cfg.weights_dir, **options)
-    except Exception as error:  # every client and proxy fails in its own way; the remedy is the same
-        hub = timm.get_pretrained_cfg(name)
-        where = f"the Hugging Face hub, {hub.hf_hub_id}" if hub and hub.hf_hub_id else "timm's releases"
-        raise UserError(
-            f"the weights of {name} are missing and could not be downloaded ({type(error).__name__}): "
-            f"download them from {where} on a machine with a network and pass pretrained=FILE"
-        ) from None
+    hub = timm.get_pretrained_cfg(name)
+    where = f"the Hugging Face hub, {hub.hf_hub_id}" if hub and hub.hf_hub_id else "timm's releases"
+    advice = {"source": f"them from {where}", "remedy": "pass pretrained=FILE"}
+    with downloading(f"the weights of {name}", cfg.weights_dir, **advice):
+        return timm.create_model(name, pretrained=True, num_classes=0, cache_dir=cfg.weights_dir, **options)

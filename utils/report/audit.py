@@ -104,12 +104,9 @@ def audit_labels(
 
 
 def missed_at(score: np.ndarray, wrong_scores: np.ndarray, budget: float) -> float:
-    """Share of wrong labels, in percent, outside of a review of the lowest scores; 0 if there are none.
+    """Share of wrong labels, in percent, outside of a review of the `budget` percent lowest scores; 0 if there are none.
 
-    Args:
-        score: of all samples, [N].
-        wrong_scores: of samples that are wrong, or are taken to be, [M].
-        budget: percent of the N samples that are reviewed.
+    `score` [N] is of all samples, `wrong_scores` [M] of those that are wrong, or are taken to be.
     """
     n = round(budget / 100 * len(score))
     if not len(wrong_scores):

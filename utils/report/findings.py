@@ -123,7 +123,7 @@ def summarise(
         histogram={k: np.histogram(v, bins=N_BINS, range=(0, 1))[0].tolist() for k, v in groups.items()},
         classes=sorted(classes, key=lambda c: (-c.rate, c.name)),
         pairs=sorted(pairs, key=lambda pair: (-pair[2], pair)),
-        charts=charts,
+        charts=[chart for chart in charts if chart.lines],
     )
 
 
@@ -138,11 +138,10 @@ def _training(history: list[dict]) -> list[LineChart]:
     names = list(dict.fromkeys(name for line in history for name in line))
     losses = [n for n in names if n.startswith("loss")]
     shares = [n for n in names if n.endswith(("_accuracy", "_batch_mean"))]
-    charts = [
+    return [
         LineChart("losses", "Training: losses", "epoch", "loss", _over_epochs(history, losses)),
         LineChart("training", "Training: accuracy and selection", "epoch", "%", _over_epochs(history, shares)),
     ]
-    return [chart for chart in charts if chart.lines]
 
 
 def _over_epochs(history: list[dict], names: list[str]) -> list[Line]:
@@ -156,9 +155,8 @@ def _over_epochs(history: list[dict], names: list[str]) -> list[Line]:
 
 
 def _curves(scores: dict[str, np.ndarray], is_clean: np.ndarray) -> list[LineChart]:
-    """Precision-recall and ROC curves of detecting clean labels; none where all labels are right, or all wrong."""
-    pr: list[Line] = []
-    roc: list[Line] = []
+    """Precision-recall and ROC curves of detecting clean labels; no lines where all labels are right, or all wrong."""
+    pr, roc = [], []
     for name, score in scores.items():
         known = np.isfinite(score)
         truth, score = is_clean[known], score[known]
@@ -170,11 +168,10 @@ def _curves(scores: dict[str, np.ndarray], is_clean: np.ndarray) -> list[LineCha
         wrong, right, _ = roc_curve(truth, score)
         roc.append(_curve(f"{name} (AUC {100 * roc_auc_score(truth, score):.1f})", wrong, right))
     limits = (0.0, 100.0)
-    charts = [
+    return [
         LineChart("precision_recall", "Clean labels found: precision and recall", "recall, %", "precision, %", pr, limits),
         LineChart("roc", "Clean labels found: ROC curve", "wrong labels selected, %", "clean labels selected, %", roc, limits),
     ]  # fmt: skip
-    return [chart for chart in charts if chart.lines]
 
 
 def _curve(name: str, x: np.ndarray, y: np.ndarray) -> Line:

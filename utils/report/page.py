@@ -53,11 +53,7 @@ def write_report(
     audit: Audit | None = None,
     comparisons: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write the page; the same inputs give the same bytes.
-
-    Args:
-        history, audit, comparisons: see `utils.report.findings.summarise`.
-    """
+    """Write the page of the findings (`summarise` explains the inputs); the same inputs give the same bytes."""
     findings = summarise(data, scores, history, audit=audit, comparisons=comparisons)
     gallery = _gallery(data, scores, findings)
     classes, pairs = _tables(findings, gallery)
