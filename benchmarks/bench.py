@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402 (the path comes first)
 
-from benchmarks.measure import Row, matrix_ceiling, measure  # noqa: E402
+from benchmarks.measure import Case, Row, matrix_ceiling, measure  # noqa: E402
 from benchmarks.suites import SUITES  # noqa: E402
 from benchmarks.workload import CPU, CUDA, QUICK, Bench  # noqa: E402
 from utils.errors import UserError  # noqa: E402
@@ -49,11 +49,10 @@ def main(argv: list[str] | None = None) -> list[Row]:
     facts = {**environment(device), "command": command, "quick": args.quick, "matrix_ceiling_flops": ceiling}
     rows: list[Row] = []
     for suite in SUITES if args.suite == "all" else [args.suite]:
-        found = _run_suite(suite, bench, args.repeats, ceiling)
-        rows += found
+        found = [_measured(suite, case, bench, args.repeats, ceiling) for case in SUITES[suite](bench)]
         if args.out is None:
-            name = f"{device.type}-{suite}{'-quick' if args.quick else ''}.json"
-            _write(RESULTS / name, facts, found)
+            _write(RESULTS / f"{device.type}-{suite}{'-quick' if args.quick else ''}.json", facts, found)
+        rows += found
     if args.out is not None:
         _write(Path(args.out), facts, rows)
     print(f"\n{facts['device']}, {facts['threads']} threads, matrix ceiling {ceiling / 1e9:,.0f} GFLOP/s\n")
@@ -64,20 +63,17 @@ def main(argv: list[str] | None = None) -> list[Row]:
     return rows
 
 
-def _run_suite(suite: str, bench: Bench, repeats: int, ceiling: float) -> list[Row]:
-    rows = []
-    for case in SUITES[suite](bench):
-        print(f"{suite}: {case.name} ...", flush=True)
-        row = {"suite": suite, **measure(case, repeats=repeats, device=bench.device, ceiling=ceiling)}
-        verdict = "" if row["equal"] else f": TOO MUCH (above {row['tolerance']:.2g})"
-        print(f"  largest relative difference {row['difference']:.2g} in {row['difference_in']}{verdict}", flush=True)
-        rows.append(row)
-    return rows
+def _measured(suite: str, case: Case, bench: Bench, repeats: int, ceiling: float) -> Row:
+    print(f"{suite}: {case.name} ...", flush=True)
+    row = {"suite": suite, **measure(case, repeats=repeats, device=bench.device, ceiling=ceiling)}
+    verdict = "" if row["equal"] else f": TOO MUCH (above {row['tolerance']:.2g})"
+    print(f"  largest relative difference {row['difference']:.2g} in {row['difference_in']}{verdict}", flush=True)
+    return row
 
 
 def _write(path: Path, facts: dict[str, Any], rows: list[Row]) -> None:
-    content = {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), **facts}
-    write_text(path, json.dumps({**content, "rows": rows}, indent=1) + "\n")
+    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    write_text(path, json.dumps({"date": date, **facts, "rows": rows}, indent=1) + "\n")
     print(f"wrote {path}", flush=True)
 
 
@@ -96,8 +92,6 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         raise UserError("--device cuda: no CUDA device is available; use --device cpu")
     return args
 
-
-# ------------------------------------------------------------------- the table
 
 SIDES = ("ours", "naive")
 HEADER = ("", "ours", "naive", "faster", "spread", "target", "difference", "peak memory", "GFLOP", "of the ceiling")
@@ -143,23 +137,19 @@ def _remarks(row: Row) -> list[str]:
         target = f" (target {row['saved_target']:g}x)" if row["saved_target"] else ""
         remarks.append(f"saved for the backward pass {saved}, {row['saved_ratio']:.1f}x less{target}")
     if "growth" in row:
-        counts = "; ".join(
-            f"{side} {' -> '.join(f'{flops / 1e9:,.0f}' for flops in row['step_flops'][side].values())} GFLOP, {row['growth'][side]:.2f}x"
-            for side in SIDES
-        )
+        gflop = {side: " -> ".join(f"{n / 1e9:,.0f}" for n in row["step_flops"][side].values()) for side in SIDES}
+        counts = "; ".join(f"{side} {gflop[side]} GFLOP, {row['growth'][side]:.2f}x" for side in SIDES)
         remarks.append(f"{counts} (target for ours: below {row['growth_target']:g}x)")
     if "images_per_second" in row:
-        remarks.append(f"images per second {_both(row, 'images_per_second', lambda value: f'{value:,.1f}')}")
+        remarks.append(f"images per second {_both(row, 'images_per_second', '{:,.1f}'.format)}")
     if "waiting_share" in row:
-        remarks.append(
-            f"with our loader {row['fed_images_per_second']:,.1f} images per second, {100 * row['waiting_share']:.0f} % of a step waits for data"
-        )
+        fed, waiting = row["fed_images_per_second"], 100 * row["waiting_share"]
+        remarks.append(f"with our loader {fed:,.1f} images per second, {waiting:.0f} % of a step waits for data")
     if "safety" in row:
         remarks.append(_safety(**row["safety"]))
     for found in row.get("precisions", []):
-        label = f"{found['prec']}{', compiled' if found.get('compile') else ''}"
-        agreement = f"{100 * found['same_selection']:.1f} % of the selection as in float32"
-        remarks.append(f"{label}: {_seconds(found['seconds'])} per step, {agreement}")
+        label, same = found["prec"] + ", compiled" * ("compile" in found), 100 * found["same_selection"]
+        remarks.append(f"{label}: {_seconds(found['seconds'])} per step, {same:.1f} % of the selection as in float32")
     return remarks
 
 

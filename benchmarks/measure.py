@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,14 +22,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of work, and how many times its cost counts in the whole (an epoch has many equal batches).
+    """A piece of work."""
 
-    Attributes:
-        run: does the work; returns numbers to compare with the other side's, or None.
-    """
-
-    run: Callable[[], Numbers | None]
-    times: float = 1
+    run: Callable[[], Numbers | None]  # returns numbers to compare with the other side's, or None
+    times: float = 1  # how often its cost counts in the whole: an epoch has many equal batches
 
 
 @dataclass(frozen=True)
@@ -44,8 +40,7 @@ class Case:
         images: images that the whole work processes.
         flops: whether to report floating-point operations and the share of the matrix ceiling.
         memory: whether to report the peak memory of this process.
-        steps: whether the work is a training step, of which a run has thousands: an untimed step warms up before each
-            timed one.
+        steps: whether the work is a training step: an untimed one warms up before each timed one.
         note: conditions of the measurement that a reader must know.
         facts: further figures for the row, computed once both sides agree.
     """
@@ -67,19 +62,17 @@ class Case:
 def measure(case: Case, *, repeats: int, device: torch.device, ceiling: float) -> Row:
     """Check that both sides agree; then time them alternately, `repeats` times each."""
     row: Row = {"case": case.name, "target": case.target, "note": case.note, "tolerance": case.tolerance}
-    numbers: tuple[Numbers, Numbers] | None = case.check() if case.check else None
+    if case.check and not _agree(row, *case.check()):
+        return row
     costs: dict[str, Row] = {}
-    if numbers is None or _agree(row, *numbers):
-        ours, cost = _first_run(case.ours, device)
-        costs["ours"] = cost
-        try:
-            naive, costs["naive"] = _first_run(case.naive, device)
-        except torch.OutOfMemoryError:
-            if numbers is None:
-                raise
-            row["note"] = "; ".join(filter(None, (case.note, "the naive side does not fit in memory")))
-        numbers = numbers or (ours, naive)
-    if not _agree(row, *numbers):
+    ours, costs["ours"] = _first_run(case.ours, device)
+    try:
+        naive, costs["naive"] = _first_run(case.naive, device)
+    except torch.OutOfMemoryError:
+        if not case.check:
+            raise
+        row["note"] = "; ".join(filter(None, (case.note, "the naive side does not fit in memory")))
+    if not case.check and not _agree(row, ours, naive):
         return row
     row |= case.facts()
     if case.ours:
@@ -127,13 +120,14 @@ def _first_run(parts: tuple[Part, ...], device: torch.device) -> tuple[Numbers, 
     """Run once, untimed: the numbers, the operations, and the most memory above what was in use before, in bytes."""
     numbers: Numbers = {}
     flops, peak = 0.0, 0
+
+    def run(part: Part) -> None:
+        numbers.update(part.run() or {})
+
     for part in parts:
         before = reset_peak(device)
-        with flop_counter() as counter:
-            numbers |= part.run() or {}
-        synchronise(device)
-        flops += part.times * counter.get_total_flops()
-        peak = max(peak, (peak_bytes(device) or 0) - (before or 0))
+        flops += part.times * count_flops(partial(run, part))
+        peak = max(peak, peak_bytes(device) - before)
     return numbers, {"flops": flops, "peak_bytes": peak}
 
 
@@ -157,14 +151,22 @@ def _timings(case: Case, sides: list[str], repeats: int, device: torch.device) -
 
 def timed(parts: tuple[Part, ...], device: torch.device) -> float:
     """Seconds of the whole work."""
-    total = 0.0
-    for part in parts:
-        synchronise(device)
-        started = time.perf_counter()
-        part.run()
-        synchronise(device)
-        total += part.times * (time.perf_counter() - started)
-    return total
+    return sum(part.times * seconds_of(part.run, device) for part in parts)
+
+
+def seconds_of(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, until the device has finished its queue."""
+    synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    synchronise()
+    started = time.perf_counter()
+    run()
+    synchronise()
+    return time.perf_counter() - started
+
+
+def median_seconds(run: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
+    """Median of the seconds of several calls."""
+    return median(seconds_of(run, device) for _ in range(repeats))
 
 
 class _NoModules(nullcontext):
@@ -173,16 +175,11 @@ class _NoModules(nullcontext):
     parents = frozenset({"Global"})
 
 
-def flop_counter() -> FlopCounterMode:
-    """A context whose `get_total_flops()` counts the operations of all matrix products in it."""
-    counter = FlopCounterMode(display=False)
-    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
-    return counter
-
-
 def count_flops(run: Callable[[], object]) -> int:
     """Floating-point operations of all matrix products in `run`, forward and backward."""
-    with flop_counter() as counter:
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+    with counter:
         run()
     return counter.get_total_flops()
 
@@ -208,51 +205,36 @@ def matrix_ceiling(device: torch.device, *, quick: bool = False) -> float:
     """Operations per second of a large matrix product of random numbers: float32 on a CPU, bfloat16 on a GPU."""
     size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (256 if quick else 2048, torch.float32)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    work = (Part(lambda: {"product": a @ b}),)
-    timed(work, device)
-    return 2 * size**3 / min(timed(work, device) for _ in range(15))
+    return 2 * size**3 / min(seconds_of(lambda: a @ b, device) for _ in range(16))  # the first one warms up
 
 
-# ------------------------------------------------------- device: clock and memory
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has finished its queue."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def reset_peak(device: torch.device) -> int | None:
-    """Reset the peak; returns the bytes in use, or None where the system does not report them."""
+def reset_peak(device: torch.device) -> int:
+    """Reset the peak; returns the bytes in use."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
-    if sys.platform != "linux":
-        return None
-    with suppress(OSError, AttributeError):
+    with suppress(OSError, AttributeError, TypeError):  # not Linux, or without glibc
         ctypes.CDLL(None).malloc_trim(0)  # memory freed earlier must not hide what is allocated now
         Path("/proc/self/clear_refs").write_text("5")
-        return _process_status("VmRSS")
-    return None
+    return _proc_bytes("self/status", "VmRSS")
 
 
-def peak_bytes(device: torch.device) -> int | None:
+def peak_bytes(device: torch.device) -> int:
     """Peak bytes in use since `reset_peak`: of the CUDA allocator, or of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return _process_status("VmHWM") if sys.platform == "linux" else None
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _proc_bytes("self/status", "VmHWM")
 
 
 def available_bytes(device: torch.device) -> int:
     """Free memory in bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    if sys.platform != "linux":
-        return 8 << 30
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    return _proc_bytes("meminfo", "MemAvailable") or 8 << 30
 
 
-def _process_status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+def _proc_bytes(file: str, name: str) -> int:
+    """A number from Linux's /proc; 0 on other systems."""
+    with suppress(OSError):
+        for line in Path("/proc", file).read_text(encoding="ascii").splitlines():
+            if line.startswith(name):
+                return int(line.split()[1]) * 1024
+    return 0

@@ -1,16 +1,11 @@
 """The method as the paper describes it, written without regard to time or memory: the other side of every benchmark.
 
-It uses open_clip's modules for their weights and nothing of this project:
-* all 77 tokens of both polarities go through the text tower at every step and for every test batch,
-* attention is matrix product, softmax, matrix product, with the weights of all pairs of tokens in memory,
-* every token, VPT-deep's prompts included, goes through every block,
-* phase 2 forwards every sample and removes the rejected ones from the loss afterwards,
-* images are transformed one by one with PIL in worker processes,
-* idn noise is drawn sample by sample with the whole projection W in memory.
+It uses open_clip's modules for their weights and nothing of this project; README.md lists what makes it slow.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -21,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from scipy.stats import truncnorm
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision import transforms
 
 RGB = tuple[float, float, float]
@@ -31,15 +26,12 @@ RGB = tuple[float, float, float]
 
 def attention(attn: nn.MultiheadAttention, x: Tensor, mask: Tensor | None) -> Tensor:
     """Explicit softmax attention over tokens [B, L, width]; `mask` [L, L] is added to the scores."""
-    batch, length, width = x.shape
-    shape = (batch, length, attn.num_heads, width // attn.num_heads)
-    q, k, v = (
-        t.reshape(shape).transpose(1, 2) for t in F.linear(x, attn.in_proj_weight, attn.in_proj_bias).chunk(3, -1)
-    )
-    scores = q @ k.transpose(-2, -1) / shape[-1] ** 0.5
+    qkv = F.linear(x, attn.in_proj_weight, attn.in_proj_bias).chunk(3, dim=-1)
+    q, k, v = (t.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for t in qkv)
+    scores = q @ k.transpose(-2, -1) / attn.head_dim**0.5
     if mask is not None:
         scores = scores + mask
-    return attn.out_proj((scores.softmax(dim=-1) @ v).transpose(1, 2).reshape(batch, length, width))
+    return attn.out_proj((scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2))
 
 
 def block(resblock: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -51,8 +43,7 @@ def block(resblock: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
 def image_tower(visual: Any, images: Tensor, prompts: nn.ParameterList | None = None) -> Tensor:
     """Images [B, 3, S, S] -> class token after ln_post, [B, width].
 
-    Args:
-        prompts: VPT-deep, one [n, width] per block: appended to the tokens in place of the previous block's.
+    VPT-deep's `prompts`, one [n, width] per block, are appended to the tokens in place of the previous block's.
     """
     x = visual.conv1(images).flatten(2).transpose(1, 2)
     x = torch.cat([visual.class_embedding.expand(len(x), 1, -1), x], dim=1) + visual.positional_embedding
@@ -75,42 +66,34 @@ class NaiveDetector(nn.Module):
         prompts: VPT-deep's prompts, one [n, width] per block.
     """
 
-    clip: Any
-    before: Tensor
-    after: Tensor
-    end: Tensor
-    mask: Tensor
-
-    def __init__(
-        self, clip: nn.Module, tokens: Tensor, pos_ctx: Tensor, neg_ctx: Tensor, prompts: list[Tensor]
-    ) -> None:
+    def __init__(self, clip: Any, tokens: Tensor, pos_ctx: Tensor, neg_ctx: Tensor, *prompts: Tensor) -> None:
         super().__init__()
         self.clip = clip
         self.pos_ctx, self.neg_ctx = nn.Parameter(pos_ctx), nn.Parameter(neg_ctx)
-        self.prompts = nn.ParameterList([nn.Parameter(p) for p in prompts])
-        n_ctx, length = len(pos_ctx), tokens.shape[1]
-        embeddings = self.clip.token_embedding(tokens).detach()
-        self.register_buffer("before", embeddings[:, :1])
-        self.register_buffer("after", embeddings[:, 1 + n_ctx :])
-        self.register_buffer("end", tokens.argmax(dim=-1))
-        self.register_buffer("mask", torch.full((length, length), -torch.inf).triu(1))
+        self.prompts = nn.ParameterList(prompts)
+        embeddings = clip.token_embedding(tokens).detach()
+        self.before, self.after = nn.Buffer(embeddings[:, :1]), nn.Buffer(embeddings[:, 1 + len(pos_ctx) :])
+        self.end = nn.Buffer(tokens.argmax(dim=-1))
+        self.mask = nn.Buffer(torch.full((tokens.shape[1],) * 2, -torch.inf).triu(1))
 
-    def text_features(self, ctx: Tensor, rows: slice = slice(None)) -> Tensor:
-        """Unit-length text features of the classes `rows` under the context `ctx` [M, width]: [C, embed_dim]."""
+    def text_features(self, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Unit-length positive and negative text features of the classes `rows`, [C, embed_dim] each."""
+        return self.encode(self.pos_ctx, rows), self.encode(self.neg_ctx, rows)
+
+    def encode(self, ctx: Tensor, rows: slice = slice(None)) -> Tensor:
+        """Text features under the context `ctx` [M, width]."""
         before, after, end = self.before[rows], self.after[rows], self.end[rows]
-        x = torch.cat([before, ctx.expand(len(before), -1, -1), after], dim=1)
-        x = x + self.clip.positional_embedding
+        x = torch.cat([before, ctx.expand(len(before), -1, -1), after], dim=1) + self.clip.positional_embedding
         for resblock in self.clip.transformer.resblocks:
             x = block(resblock, x, self.mask)
-        x = self.clip.ln_final(x)
-        x = x[torch.arange(len(x), device=x.device), end] @ self.clip.text_projection
-        return F.normalize(x, dim=-1)
+        x = self.clip.ln_final(x)[torch.arange(len(x), device=x.device), end]
+        return F.normalize(x @ self.clip.text_projection, dim=-1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits s I.T+ and s I.T-, [B, C] each; the negative ones train nothing on the image side."""
-        positive, negative = self.text_features(self.pos_ctx), self.text_features(self.neg_ctx)
-        features = image_tower(self.clip.visual, images, self.prompts) @ self.clip.visual.proj
-        features = F.normalize(features, dim=-1)
+        positive, negative = self.text_features()
+        visual = self.clip.visual
+        features = F.normalize(image_tower(visual, images, self.prompts) @ visual.proj, dim=-1)
         scale = self.clip.logit_scale.exp()
         return scale * features @ positive.T, scale * features.detach() @ negative.T
 
@@ -127,20 +110,6 @@ def detection_loss(logits_pos: Tensor, logits_neg: Tensor, y: Tensor, y_bar: Ten
     return l_dp + l_sim, selected
 
 
-class NaiveClassifier(nn.Module):
-    """Phase 2: the image tower and a linear head."""
-
-    visual: Any
-
-    def __init__(self, visual: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.visual, self.head = visual, head
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, S, S] -> logits [B, C]."""
-        return self.head(image_tower(self.visual, images))
-
-
 def selected_loss(logits: Tensor, targets: Tensor, selected: Tensor) -> Tensor:
     """Cross-entropy of every sample, mean over the selected ones (bool [B])."""
     losses = F.cross_entropy(logits.float(), targets, reduction="none")
@@ -151,11 +120,7 @@ def selected_loss(logits: Tensor, targets: Tensor, selected: Tensor) -> Tensor:
 
 
 class OneByOne(Dataset):
-    """Image, label and index of one sample at a time, transformed with PIL.
-
-    Args:
-        images: uint8 [N, h, w, 3].
-    """
+    """Image, label and index of one sample at a time, from images uint8 [N, h, w, 3] transformed with PIL."""
 
     def __init__(self, images: np.ndarray, targets: np.ndarray, transform: Callable[[Image.Image], Tensor]) -> None:
         self.images, self.targets, self.transform = images, targets, transform
@@ -167,35 +132,20 @@ class OneByOne(Dataset):
         return self.transform(Image.fromarray(self.images[i])), int(self.targets[i]), i
 
 
-def train_transform(size: int, mean: RGB, std: RGB) -> transforms.Compose:
-    """CIFAR's training transform."""
-    steps = [transforms.RandomCrop(32, padding=4), transforms.Resize((size, size)), transforms.RandomHorizontalFlip()]
+def transform(size: int, mean: RGB, std: RGB, *, train: bool) -> transforms.Compose:
+    """CIFAR's transform of training or of test images."""
+    resize = transforms.Resize((size, size))
+    steps = [transforms.RandomCrop(32, padding=4), resize, transforms.RandomHorizontalFlip()] if train else [resize]
     return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(mean, std)])
-
-
-def test_transform(size: int, mean: RGB, std: RGB) -> transforms.Compose:
-    """CIFAR's test transform."""
-    steps = [transforms.Resize((size, size)), transforms.ToTensor(), transforms.Normalize(mean, std)]
-    return transforms.Compose(steps)
 
 
 def outcomes(image: np.ndarray, size: int, mean: RGB, std: RGB) -> Iterator[Tensor]:
     """All results of the training transform for one image, uint8 [32, 32, 3]: 81 crops, mirrored or not."""
-    finish = test_transform(size, mean, std)
+    finish = transform(size, mean, std, train=False)
     padded = transforms.functional.pad(Image.fromarray(image), 4)
-    for top in range(9):
-        for left in range(9):
-            crop = transforms.functional.crop(padded, top, left, 32, 32)
-            yield finish(crop)
-            yield finish(transforms.functional.hflip(crop))
-
-
-def loader(data: OneByOne, batch_size: int, *, shuffle: bool, pin_memory: bool = False, workers: int = 8) -> DataLoader:
-    """Batches of the data set from worker processes."""
-    keep = workers > 0
-    return DataLoader(
-        data, batch_size, shuffle=shuffle, num_workers=workers, persistent_workers=keep, pin_memory=pin_memory
-    )
+    for top, left, mirrored in itertools.product(range(9), range(9), (False, True)):
+        crop = transforms.functional.crop(padded, top, left, 32, 32)
+        yield finish(transforms.functional.hflip(crop) if mirrored else crop)
 
 
 # ------------------------------------------------------------------ the noise
@@ -213,28 +163,34 @@ def symmetric_noise(labels: np.ndarray, n_classes: int, ratio: float, seed: int)
     return np.array(result, dtype=np.int64)
 
 
-class InstanceNoise:
-    """Instance-dependent noise from one random stream: flip rates and W first, then one label per sample, in order."""
+def instance_noise(images: np.ndarray, labels: np.ndarray, n_classes: int, ratio: float) -> np.ndarray:
+    """Instance-dependent noise: int64 [N], from images uint8 [N, 3, h, w] and true labels [N].
 
-    def __init__(self, n_samples: int, n_classes: int, n_features: int, ratio: float) -> None:
-        self.rng = np.random.RandomState(1)
-        low, high = (0 - ratio) / 0.1, (1 - ratio) / 0.1
-        self.flip_rate = truncnorm(low, high, loc=ratio, scale=0.1).rvs(n_samples, random_state=self.rng)
-        self.weight = torch.from_numpy(self.rng.randn(n_classes, n_features, n_classes).astype(np.float32))
-
-    def labels(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """The first samples' noisy labels, int64 [n], from their images, uint8 [n, 3, h, w], and true labels [n]."""
-        result = []
-        for i, (image, y) in enumerate(zip(images, labels)):
-            scores = torch.from_numpy(image.reshape(1, -1).astype(np.float32)) @ self.weight[int(y)]
-            scores[0, y] = -torch.inf
-            p = (self.flip_rate[i] * torch.softmax(scores[0], dim=0)).numpy()
-            p[y] += 1 - self.flip_rate[i]
-            result.append(self.rng.choice(len(p), p=p))
-        return np.array(result, dtype=np.int64)
+    One random stream draws the flip rates and W, then one label per sample, in order.
+    """
+    rng = np.random.RandomState(1)
+    low, high = (0 - ratio) / 0.1, (1 - ratio) / 0.1
+    flip_rates = truncnorm(low, high, loc=ratio, scale=0.1).rvs(len(labels), random_state=rng)
+    weight = torch.from_numpy(rng.randn(n_classes, images[0].size, n_classes).astype(np.float32))
+    result = []
+    for image, y, flip_rate in zip(images, labels, flip_rates):
+        scores = torch.from_numpy(image.reshape(1, -1).astype(np.float32)) @ weight[int(y)]
+        scores[0, y] = -torch.inf
+        p = (flip_rate * torch.softmax(scores[0], dim=0)).numpy()
+        p[y] += 1 - flip_rate
+        result.append(rng.choice(n_classes, p=p))
+    return np.array(result, dtype=np.int64)
 
 
-# ------------------------------------------------------------------ an epoch
+# ------------------------------------------------------------------- training
+
+
+def minimise(loss: Tensor, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+    """One step and nothing else."""
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
 
 
 def plain_epoch(
@@ -247,9 +203,6 @@ def plain_epoch(
     losses = []
     for batch in batches:
         loss = loss_of(batch)
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
+        minimise(loss, optimizer, scaler)
         losses.append(loss.detach())
     return float(torch.stack(losses).mean())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +22,16 @@ from models import Detector, build_detector
 from models.clip import load_clip
 from utils.config import Config
 from utils.config.catalog import DATASETS
+from utils.engine import build_optimizer
 from utils.errors import UserError
 from utils.run.run import Run
 
 RECIPE = DATASETS["cifar100"].recipe
 MEAN_STD = (RECIPE.mean, RECIPE.std)
 AFTER_WARMUP = 2  # epoch
-Step = Callable[[], Numbers]
+UNSCALED = torch.amp.GradScaler(enabled=False)
+Step = Callable[..., Numbers]
+Batch = tuple[Tensor, Tensor, Tensor]  # images, labels, other labels
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,7 @@ class Sizes:
     """Amount of work of each suite."""
 
     backbone: str = "ViT-B/16"
-    text_classes: tuple[int, ...] = (100, 1000)
-    scaling_classes: tuple[int, int] = (100, 1000)
+    text_classes: tuple[int, int] = (100, 1000)  # of `scaling`, too
     scaling_batch: int = 64
     phase1: tuple[tuple[int, int, int], ...] = ((8, 100, 5), (8, 100, 8))  # batch size, classes, trusted labels
     phase2_images: int = 64
@@ -45,7 +47,6 @@ class Sizes:
     eval_batch: int = 64
     eval_batches: int = 1  # measured; the figures are for 10,000 images
     noise_images: int = 50_000
-    noise_naive: int = 50_000
     noise_classes: int = 100
     sym_labels: int = 1_000_000
     input_images: int = 2048
@@ -69,14 +70,12 @@ CUDA = Sizes(
 QUICK = Sizes(
     backbone=str(Path(__file__).parent.parent / "tests" / "tiny_clip.json"),
     text_classes=(6, 12),
-    scaling_classes=(6, 12),
     scaling_batch=4,
     phase1=((4, 6, 3),),
     phase2_images=24,
     phase2_batch=8,
     eval_batch=4,
     noise_images=120,
-    noise_naive=40,
     noise_classes=6,
     sym_labels=500,
     input_images=32,
@@ -126,63 +125,51 @@ def class_names(n: int) -> list[str]:
     return [*single, *pairs][:n]
 
 
-def open_clip_model(cfg: Config) -> tuple[Any, Callable[[list[str]], Tensor]]:
-    """The configured open_clip model, on the CPU in float32, and its tokenizer."""
-    return load_clip(cfg)
-
-
 def both_detectors(cfg: Config, n_classes: int) -> tuple[Detector, naive.NaiveDetector]:
     """Our detector and the naive one with the same weights, contexts and prompts, on the CPU in float32."""
     ours = build_detector(cfg, class_names(n_classes))
-    clip, tokenizer = open_clip_model(cfg)
+    clip, tokenizer = load_clip(cfg)
     tokens = tokenizer([f"{' '.join(['P'] * cfg.n_ctx)} {name}." for name in class_names(n_classes)])
-    values = {name: p.detach().float().clone() for name, p in ours.named_parameters()}
-    prompts = [values[f"tower.adapters.{i}.prompt"] for i in range(len(clip.visual.transformer.resblocks))]
-    return ours, naive.NaiveDetector(clip, tokens, values["prompts.pos_ctx"], values["prompts.neg_ctx"], prompts)
+    values = {name: p.detach().clone() for name, p in ours.named_parameters() if p.requires_grad}
+    prompts = [value for name, value in values.items() if name.startswith("tower.adapters.")]
+    return ours, naive.NaiveDetector(clip, tokens, values["prompts.pos_ctx"], values["prompts.neg_ctx"], *prompts)
 
 
-def our_gradients(detector: nn.Module) -> Numbers:
-    """Gradients of contexts and prompts, under names that both sides share."""
-    prefixes = {"prompts.": "", "tower.adapters.": "prompts."}
-    gradients = {}
-    for name, parameter in detector.named_parameters():
-        prefix = next((p for p in prefixes if name.startswith(p)), None)
-        if prefix is not None and parameter.grad is not None:
-            gradients[prefixes[prefix] + name.removeprefix(prefix).removesuffix(".prompt")] = parameter.grad
-    return gradients
+def training_step(cfg: Config, module: nn.Module, forward: Step, scaler: torch.amp.GradScaler = UNSCALED) -> Step:
+    """A training step: the numbers of `forward`, which include the loss, and the gradients of `module`."""
+    optimizer = build_optimizer(cfg, module)
+
+    def step(*batch: Tensor) -> Numbers:
+        numbers = forward(*batch)
+        naive.minimise(numbers["loss"], optimizer, scaler)
+        return {name: value.detach() for name, value in numbers.items()} | gradients(module)
+
+    return step
 
 
-def naive_gradients(module: nn.Module) -> Numbers:
-    """Gradients of all parameters, by name."""
-    return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+def gradients(module: nn.Module) -> Numbers:
+    """Gradients of all trained parameters, ours under the names of the naive side."""
 
+    def shared(name: str) -> str:
+        name = re.sub(r"^tower\.adapters\.(\d+)\.prompt$", r"prompts.\1", name)
+        return re.sub(r"^(tower|prompts)\.(?=[a-z])", "", name)
 
-@functools.cache
-def image_size(bench: Bench) -> int:
-    """Side of the backbone's images in pixels."""
-    return open_clip_model(bench.config())[0].visual.image_size[0]
+    return {shared(name): p.grad for name, p in module.named_parameters() if p.grad is not None}
 
 
 # --------------------------------------------------------------------- batches
 
 
-def random_batch(bench: Bench, batch: int, n_classes: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+def random_batch(bench: Bench, batch: int, n_classes: int, size: int) -> Batch:
     """Normalised images [B, 3, size, size], labels and other labels [B]."""
     rng = torch.Generator().manual_seed(0)
-    images = torch.randn(batch, 3, size, size, generator=rng)
-    y = torch.randint(n_classes, (batch,), generator=rng)
-    return images.to(bench.device), y.to(bench.device), other_labels(y, n_classes, rng).to(bench.device)
-
-
-def other_labels(y: Tensor, n_classes: int, rng: torch.Generator) -> Tensor:
-    """A random class other than the given one, [B] on the CPU."""
-    return (y + torch.randint(1, n_classes, y.shape, generator=rng)) % n_classes
+    images = torch.randn(batch, 3, size, size, generator=rng).to(bench.device)
+    y, shift = (torch.randint(low, n_classes, (batch,), generator=rng).to(bench.device) for low in (0, 1))
+    return images, y, (y + shift) % n_classes
 
 
 @torch.no_grad()
-def trusted_batch(
-    bench: Bench, detector: Detector, batch: int, n_classes: int, trusted: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def trusted_batch(bench: Bench, detector: Detector, batch: int, n_classes: int, trusted: int) -> Batch:
     """`random_batch` with labels of which `trusted` are selected (Eq. 6), at random positions.
 
     Random weights select every label or none, so the negative context is drawn again until they do not.
@@ -190,7 +177,7 @@ def trusted_batch(
     Raises:
         UserError: no suitable context was found.
     """
-    images = random_batch(bench, batch, n_classes, detector.image_size)[0]
+    images, first, other = random_batch(bench, batch, n_classes, detector.image_size)
     rng = torch.Generator().manual_seed(1)
     wanted = (torch.randperm(batch, generator=rng) < trusted).to(bench.device)
     features, context = detector.image_features(images), detector.prompts.neg_ctx
@@ -198,12 +185,10 @@ def trusted_batch(
         positive, negative = (features @ text.T for text in detector.text_features())
         suitable = (positive > negative) == wanted[:, None]
         if suitable.any(dim=1).all():
-            break
+            y = torch.multinomial(suitable.float().cpu(), 1, generator=rng)[:, 0].to(bench.device)
+            return images, y, (y + other - first) % n_classes
         context.copy_(torch.empty(context.shape).normal_(0, 0.02, generator=rng))
-    else:
-        raise UserError(f"no negative context found under which {trusted} of {batch} labels are selected")
-    y = torch.multinomial(suitable.float().cpu(), 1, generator=rng)[:, 0]
-    return images, y.to(bench.device), other_labels(y, n_classes, rng).to(bench.device)
+    raise UserError(f"no negative context found under which {trusted} of {batch} labels are selected")
 
 
 # ------------------------------------------------------------------------ data
@@ -219,8 +204,7 @@ def random_data(n: int, n_classes: int) -> NoisyImages:
 
 def pixels_of(data: NoisyImages) -> np.ndarray:
     """The images of array data, uint8 [N, h, w, 3]."""
-    assert isinstance(data.images, Tensor)
-    return data.images.permute(0, 2, 3, 1).contiguous().numpy()
+    return np.ascontiguousarray(np.moveaxis(np.asarray(data.images), 1, -1))
 
 
 def our_loader(bench: Bench, data: NoisyImages, batch_size: int, size: int) -> Loader:
@@ -228,8 +212,9 @@ def our_loader(bench: Bench, data: NoisyImages, batch_size: int, size: int) -> L
     return Loader(data, RECIPE, size=size, batch_size=batch_size, seed=0, device=bench.device)
 
 
-def naive_loader(bench: Bench, data: NoisyImages, batch_size: int, size: int, *, train: bool) -> DataLoader:
-    """The same images, one by one through PIL."""
-    transform = (naive.train_transform if train else naive.test_transform)(size, *MEAN_STD)
-    images = naive.OneByOne(pixels_of(data), data.given.numpy(), transform)
-    return naive.loader(images, batch_size, shuffle=train, pin_memory=bench.on_cuda, workers=bench.workers)
+def naive_loader(bench: Bench, data: NoisyImages, batch_size: int, size: int) -> DataLoader:
+    """The same images, one by one through PIL in worker processes."""
+    images = naive.OneByOne(pixels_of(data), data.given.numpy(), naive.transform(size, *MEAN_STD, train=True))
+    return DataLoader(
+        images, batch_size, shuffle=True, num_workers=bench.workers, persistent_workers=True, pin_memory=bench.on_cuda
+    )

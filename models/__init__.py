@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from torch import nn
 
 from models.classifier import Classifier, LinearHead, ZeroShot, has_batch_statistics
@@ -28,8 +30,7 @@ __all__ = [
 
 def build_detector(cfg: Config, class_names: list[str]) -> Detector:
     """Phase 1: CLIP with adapters and two prompts."""
-    with rank_zero_first():
-        clip, tokenizer = load_clip(cfg)
+    clip, tokenizer = load_clip(cfg)
     with seeded("detector", cfg.seed):
         return Detector(clip, tokenizer, cfg, class_names)
 
@@ -39,38 +40,33 @@ def build_classifier(cfg: Config, class_names: list[str]) -> LinearHead:
     if is_timm_name(cfg.backbone):
         with rank_zero_first(), seeded("classifier", cfg.seed):
             return TimmClassifier(cfg, len(class_names))
-    with rank_zero_first():
-        clip, _ = load_clip(cfg)
+    clip, _ = load_clip(cfg)
     with seeded("classifier", cfg.seed):
         return Classifier(clip, cfg, len(class_names))
 
 
 def build_zero_shot(cfg: Config, class_names: list[str]) -> ZeroShot:
     """Label-match: zero-shot CLIP."""
-    with rank_zero_first():
-        clip, tokenizer = load_clip(cfg)
-    return ZeroShot(clip, tokenizer, class_names)
+    return ZeroShot(*load_clip(cfg), class_names)
 
 
 def parameter_table(model: nn.Module) -> str:
     """Total and trained parameters of each part, one line per part."""
-    rows: dict[str, list[int]] = {}
+    total, trained = Counter[str](), Counter[str]()
     for name, parameter in model.named_parameters():
-        part = next((label for key, label in PARTS if key in name), "other")
-        row = rows.setdefault(part, [0, 0])
-        row[0] += parameter.numel()
-        row[1] += parameter.numel() * parameter.requires_grad
-    rows["all"] = [sum(r[i] for r in rows.values()) for i in (0, 1)]
-    return "\n".join(
-        f"{part:<22} {total:>12,} parameters, {trained:>12,} trained" for part, (total, trained) in rows.items()
-    )
+        part = next((label for key, label in PARTS.items() if key in name), "other")
+        total[part] += parameter.numel()
+        trained[part] += parameter.numel() * parameter.requires_grad
+    total["all"], trained["all"] = total.total(), trained.total()
+    return "\n".join(f"{part:<22} {n:>12,} parameters, {trained[part]:>12,} trained" for part, n in total.items())
 
 
-PARTS = (
-    ("pos_ctx", "positive context"),
-    ("neg_ctx", "negative context"),
-    ("adapters.", "adapters"),
-    ("head", "linear head"),
-    ("visual.", "image tower"),
-    ("text.", "text tower"),
-)
+# Part of a parameter's name -> row of the table; the first that fits.
+PARTS = {
+    "pos_ctx": "positive context",
+    "neg_ctx": "negative context",
+    "adapters.": "adapters",
+    "head": "linear head",
+    "visual.": "image tower",
+    "text.": "text tower",
+}

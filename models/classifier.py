@@ -10,6 +10,7 @@ from models.fast.checkpointing import micro_batched
 from models.peft import ImageTower
 from models.prompts import TextTower, encode_text
 from utils.config import Config
+from utils.config.catalog import RGB
 from utils.distributed import gather
 
 
@@ -18,15 +19,12 @@ def has_batch_statistics(module: nn.Module) -> bool:
     return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
 
 
-Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
-
-
 class LinearHead(nn.Module):
     """A backbone's features [B, width] and a new linear head: images -> logits [B, C]."""
 
     head: nn.Linear
     image_size: int  # side of the images it takes, in pixels
-    statistics: Statistics | None  # mean and standard deviation its images are normalised by; None: the data set's
+    statistics: tuple[RGB, RGB] | None  # mean and standard deviation its images are normalised by; None: the data set's
 
     def features(self, images: Tensor) -> Tensor:
         """The backbone's features, [B, width]; subclasses define them."""
@@ -64,7 +62,7 @@ class ZeroShot(nn.Module):
         super().__init__()
         self.visual = clip.visual
         self.image_size: int = clip.visual.image_size[0]
-        self.statistics: Statistics | None = None
+        self.statistics = None
         captions = [f"a photo of a {name.replace('_', ' ')}." for name in class_names]
         with torch.no_grad():
             text = encode_text(TextTower(clip), tokenizer, captions)

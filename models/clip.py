@@ -15,11 +15,12 @@ import open_clip
 import torch
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from models import digits_clip
 from models.weights_file import read_state_dict, require_sha256
 from utils.config import DEFAULTS, Config
+from utils.distributed import rank_zero_first
 from utils.errors import UserError, first_line
 from utils.files import write_atomically
 from utils.log import is_quiet, log, quiet_downloads
@@ -27,17 +28,11 @@ from utils.rng import seeded
 
 
 class ClipBackbone(NamedTuple):
-    """A named CLIP, for both phases.
+    """A named CLIP, for both phases."""
 
-    Attributes:
-        architecture: an open_clip name for which OpenAI published weights, or a model config.
-        pretrain: computes unpublished weights, on first use; called with `progress`.
-        recipe: version of what `pretrain` computes, part of the name of the weights file.
-    """
-
-    architecture: str | dict[str, Any]
-    pretrain: Callable[..., dict[str, Tensor]] | None = None
-    recipe: int = 0
+    architecture: str | dict[str, Any]  # an open_clip name for which OpenAI published weights, or a model config
+    pretrain: Callable[..., dict[str, Tensor]] | None = None  # computes weights, on first use; called with `progress`
+    recipe: int = 0  # version of what `pretrain` computes, part of the name of the weights file
 
 
 class TimmBackbone(NamedTuple):
@@ -60,6 +55,7 @@ BACKBONES: dict[str, ClipBackbone | TimmBackbone] = {
 }
 
 
+@rank_zero_first()
 def load_clip(cfg: Config) -> tuple[open_clip.CLIP, open_clip.SimpleTokenizer]:
     """CLIP with the architecture `backbone` and the weights `pretrained`, frozen, on the CPU in float32; its tokenizer.
 
@@ -70,10 +66,15 @@ def load_clip(cfg: Config) -> tuple[open_clip.CLIP, open_clip.SimpleTokenizer]:
     if cfg.resolution:
         model_cfg["vision_cfg"]["image_size"] = cfg.resolution
     clip = _build(cfg.backbone, model_cfg, seed=cfg.seed)
-    state = _weights(cfg, name)
-    if state is not None:
-        _load_weights(clip, state, cfg)
-    return clip.float().eval().requires_grad_(False), _tokenizer(model_cfg)
+    if cfg.pretrained != "none":
+        _load_weights(clip, _weights(cfg, name), cfg)
+    text_cfg = model_cfg["text_cfg"]
+    if "hf_tokenizer_name" in text_cfg:
+        raise UserError(
+            f"backbone: its tokenizer {text_cfg['hf_tokenizer_name']} is not CLIP's, which the prompts need"
+        )
+    tokenizer = open_clip.SimpleTokenizer(context_length=text_cfg.get("context_length", 77))
+    return clip.float().eval().requires_grad_(False), tokenizer
 
 
 def _architecture(cfg: Config) -> tuple[str, dict[str, Any]]:
@@ -81,37 +82,27 @@ def _architecture(cfg: Config) -> tuple[str, dict[str, Any]]:
     name = cfg.backbone
     if name.endswith(".json"):
         return "", _read_model_config(Path(name))
+    names = [key for key, row in BACKBONES.items() if isinstance(row, ClipBackbone)]
     row = BACKBONES.get(name)
     if isinstance(row, TimmBackbone):
         raise UserError(
-            f"backbone '{name}' has no text tower, which phase 1 and zero-shot predictions need; use one of {', '.join(_clip_names())}"
+            f"backbone '{name}' has no text tower, which phase 1 and zero-shot predictions need; use one of {', '.join(names)}"
         )
-    if row is not None and isinstance(row.architecture, dict):
-        return "", copy.deepcopy(row.architecture)
     if row is not None:
-        name = _openai_architecture(str(row.architecture), cfg.pretrained)
+        if isinstance(row.architecture, dict):
+            return "", copy.deepcopy(row.architecture)
+        # open_clip names QuickGELU, the activation of OpenAI's weights, separately. A weights file is taken for OpenAI's.
+        name, quick = row.architecture, f"{row.architecture}-quickgelu"
+        of_quick, of_name = list_pretrained_tags_by_model(quick), list_pretrained_tags_by_model(name)
+        name = quick if cfg.pretrained in of_quick or cfg.pretrained not in of_name else name
     model_cfg = None if ":" in name else open_clip.get_model_config(name)  # hub names would use the network
     if model_cfg is None:
-        near = difflib.get_close_matches(name, [*_clip_names(), *open_clip.list_models()], n=1)
+        near = difflib.get_close_matches(name, [*names, *open_clip.list_models()], n=1)
         hint = f" (did you mean '{near[0]}'?)" if near else ""
         raise UserError(
-            f"unknown backbone '{name}'{hint}: use {', '.join(_clip_names())}, an open_clip name, or a model config as .json file"
+            f"unknown backbone '{name}'{hint}: use {', '.join(names)}, an open_clip name, or a model config as .json file"
         )
     return name, copy.deepcopy(model_cfg)
-
-
-def _clip_names() -> list[str]:
-    return [name for name, row in BACKBONES.items() if isinstance(row, ClipBackbone)]
-
-
-def _openai_architecture(name: str, pretrained: str) -> str:
-    """The architecture `name` with the activation of the weights `pretrained`: open_clip names QuickGELU separately.
-
-    A weights file is taken for OpenAI's.
-    """
-    quick = f"{name}-quickgelu"
-    of_quick, of_name = list_pretrained_tags_by_model(quick), list_pretrained_tags_by_model(name)
-    return quick if pretrained in of_quick or pretrained not in of_name else name
 
 
 def _read_model_config(path: Path) -> dict[str, Any]:
@@ -132,11 +123,8 @@ def _read_model_config(path: Path) -> dict[str, Any]:
 def _build(label: str, model_cfg: dict[str, Any], *, seed: int) -> open_clip.CLIP:
     model_cfg = dict(model_cfg)
     kind = open_clip.CustomTextCLIP if model_cfg.pop("custom_text", False) else open_clip.CLIP
-    if (
-        "multimodal_cfg" in model_cfg
-        or "hf_model_name" in model_cfg["text_cfg"]
-        or "timm_model_name" in model_cfg["vision_cfg"]
-    ):
+    keys = {*model_cfg, *model_cfg["text_cfg"], *model_cfg["vision_cfg"]}
+    if keys & {"multimodal_cfg", "hf_model_name", "timm_model_name"}:
         raise UserError(
             f"backbone: {label} is not a CLIP with open_clip's own ViT image tower and text tower, which prompts and adapters need"
         )
@@ -155,10 +143,8 @@ def _build(label: str, model_cfg: dict[str, Any], *, seed: int) -> open_clip.CLI
     return clip
 
 
-def _weights(cfg: Config, name: str) -> dict[str, Tensor] | None:
-    """The state dict that `pretrained` names; None for random weights."""
-    if cfg.pretrained == "none":
-        return None
+def _weights(cfg: Config, name: str) -> dict[str, Tensor]:
+    """The state dict that `pretrained` names."""
     if Path(cfg.pretrained).is_file():
         return read_state_dict(Path(cfg.pretrained))
     row = BACKBONES.get(cfg.backbone)
@@ -168,15 +154,14 @@ def _weights(cfg: Config, name: str) -> dict[str, Tensor] | None:
                 f"pretrained: '{cfg.pretrained}' is not a weights file; leave the key out for the weights that backbone {cfg.backbone} makes itself, or 'none' for random weights"
             )
         return _pretrained_here(cfg, row.pretrain, row.recipe)
-    if not name or cfg.pretrained not in list_pretrained_tags_by_model(name):
-        tags = f"; tags of {cfg.backbone}: {', '.join(list_pretrained_tags_by_model(name)[:8])}" if name else ""
+    tags = list_pretrained_tags_by_model(name)
+    if cfg.pretrained not in tags:
+        hint = f"; tags of {cfg.backbone}: {', '.join(tags[:8])}" if name else ""
         raise UserError(
-            f"pretrained: '{cfg.pretrained}' is neither a weights file nor a tag of backbone {cfg.backbone}{tags}; 'none' starts from random weights"
+            f"pretrained: '{cfg.pretrained}' is neither a weights file nor a tag of backbone {cfg.backbone}{hint}; 'none' starts from random weights"
         )
-    by_hand = [
-        Path(cfg.weights_dir) / f"{name.removesuffix('-quickgelu')}.{end}" for end in ("safetensors", "pt", "bin")
-    ]
-    for path in by_hand:
+    stem = name.removesuffix("-quickgelu")
+    for path in [Path(cfg.weights_dir) / f"{stem}.{suffix}" for suffix in ("safetensors", "pt", "bin")]:
         if cfg.pretrained == "openai" and path.is_file():
             require_sha256(path, get_pretrained_cfg(name, "openai").get("url", ""))
             return read_state_dict(path)
@@ -184,31 +169,35 @@ def _weights(cfg: Config, name: str) -> dict[str, Tensor] | None:
 
 
 @contextlib.contextmanager
-def quiet_hub() -> Iterator[None]:
-    """Silence the messages of the hub's client about each attempt; the error at the end says what matters."""
+def downloading(weights: str, folder: str, *, source: str, remedy: str) -> Iterator[None]:
+    """Announce a download into `folder`; raise a UserError with the remedy where it fails.
+
+    Messages of the hub's client about each attempt are silenced: the error at the end says what matters.
+    """
+    log.info(f"downloading {weights} (kept in {folder})")
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with quiet_downloads():
+            yield
+    except Exception as error:  # every client and proxy fails in its own way; the remedy is the same
+        raise UserError(
+            f"{weights} are missing and could not be downloaded ({type(error).__name__}): "
+            f"download {source} on a machine with a network and {remedy}"
+        ) from None
     finally:
         logger.setLevel(level)
 
 
 def _download(cfg: Config, name: str) -> dict[str, Tensor]:
-    source = get_pretrained_cfg(name, cfg.pretrained)
-    log.info(f"downloading the weights '{cfg.pretrained}' of {cfg.backbone} (kept in {cfg.weights_dir})")
-    try:
-        with quiet_hub(), quiet_downloads():
-            path = download_pretrained(source, cache_dir=cfg.weights_dir)
-    except Exception as error:  # every client and proxy fails in its own way; the remedy is the same
-        where = source.get("url") or f"the Hugging Face hub, {source.get('hf_hub')}"
-        target = Path(cfg.weights_dir) / f"{name.removesuffix('-quickgelu')}.pt"
-        remedy = f"put it at {target}" if cfg.pretrained == "openai" else "pass it as pretrained=FILE"
-        raise UserError(
-            f"the weights '{cfg.pretrained}' of {cfg.backbone} are missing and could not be downloaded ({type(error).__name__}): "
-            f"download {where} on a machine with a network and {remedy}"
-        ) from None
+    tag = get_pretrained_cfg(name, cfg.pretrained)
+    source = tag.get("url") or f"the Hugging Face hub, {tag.get('hf_hub')}"
+    target = Path(cfg.weights_dir) / f"{name.removesuffix('-quickgelu')}.pt"
+    remedy = f"put it at {target}" if cfg.pretrained == "openai" else "pass it as pretrained=FILE"
+    weights = f"the weights '{cfg.pretrained}' of {cfg.backbone}"
+    with downloading(weights, cfg.weights_dir, source=source, remedy=remedy):
+        path = download_pretrained(tag, cache_dir=cfg.weights_dir)
     return read_state_dict(Path(path))
 
 
@@ -226,32 +215,17 @@ def _load_weights(clip: open_clip.CLIP, state: dict[str, Tensor], cfg: Config) -
     state = {k: v.float() for k, v in state.items() if k not in ("attn_mask", "text.attn_mask")}
     if state.get("visual.positional_embedding", torch.empty(0)).ndim == 2:
         open_clip.model.resize_pos_embed(state, clip)
-    require_same_architecture(clip.state_dict(), state, cfg)
-    clip.load_state_dict(state)
+    load_weights(clip, state, cfg)
 
 
-def require_same_architecture(own: dict[str, Tensor], state: dict[str, Tensor], cfg: Config) -> None:
-    """Refuse weights `state` whose names or shapes are not those of the model's `own`."""
-    missing = [k for k in own if k not in state]
-    foreign = [k for k in state if k not in own]
-    wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
-    if wrong:
-        example = f"{wrong[0]} is {list(state[wrong[0]].shape)} there and {list(own[wrong[0]].shape)} here"
-    elif missing:
-        example = f"it lacks {missing[0]}"
-    elif foreign:
-        example = f"it has {foreign[0]}"
-    else:
-        return
-    raise UserError(
-        f"pretrained={cfg.pretrained}: weights of another architecture than backbone {cfg.backbone}: {example}"
-    )
-
-
-def _tokenizer(model_cfg: dict[str, Any]) -> open_clip.SimpleTokenizer:
-    text_cfg = model_cfg["text_cfg"]
-    if "hf_tokenizer_name" in text_cfg:
+def load_weights(model: nn.Module, state: dict[str, Tensor], cfg: Config) -> None:
+    """Load a state dict; raise a UserError where its names or shapes are not those of the model."""
+    own = model.state_dict()
+    shapes = {k: (list(state[k].shape), list(own[k].shape)) for k in own if k in state}
+    differences = [f"{k} is {there} there and {here} here" for k, (there, here) in shapes.items() if there != here]
+    differences += [f"it lacks {k}" for k in own if k not in state] + [f"it has {k}" for k in state if k not in own]
+    if differences:
         raise UserError(
-            f"backbone: its tokenizer {text_cfg['hf_tokenizer_name']} is not CLIP's, which the prompts need"
+            f"pretrained={cfg.pretrained}: weights of another architecture than backbone {cfg.backbone}: {differences[0]}"
         )
-    return open_clip.SimpleTokenizer(context_length=text_cfg.get("context_length", 77))
+    model.load_state_dict(state)

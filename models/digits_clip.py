@@ -77,15 +77,6 @@ FILLER_TOKENS = (4, 16)
 _START, _END = 49406, 49407  # the last two ids of CLIP's vocabulary
 
 
-def pretrain(seed: int = 0, *, steps: int = STEPS, progress: bool = True) -> dict[str, Tensor]:
-    """Weights of `open_clip.CLIP(**MODEL_CONFIG)` after `steps` steps: a state dict of float32 on the CPU.
-
-    The same seed gives the same bits on the same CPU. The global random states do not change.
-    """
-    with _one_thread():
-        return _pretrain(seed, steps, progress)
-
-
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
     """Use one thread: two gain little on matrices this small, lose much where cores are shared, and round differently."""
@@ -97,18 +88,20 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _pretrain(seed: int, steps: int, progress: bool) -> dict[str, Tensor]:
+@_one_thread()
+def pretrain(seed: int = 0, *, steps: int = STEPS, progress: bool = True) -> dict[str, Tensor]:
+    """Weights of `open_clip.CLIP(**MODEL_CONFIG)` after `steps` steps: a state dict of float32 on the CPU.
+
+    The same seed gives the same bits on the same CPU. The global random states do not change.
+    """
     clip = _new_clip(seed)
     images_rng, captions_rng = torch.Generator().manual_seed(seed), random.Random(seed)
-    parameters = [p for p in clip.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98), fused=True
-    )
+    options: dict[str, Any] = {"lr": LEARNING_RATE, "weight_decay": WEIGHT_DECAY, "betas": (0.9, 0.98), "fused": True}
+    optimizer = torch.optim.AdamW([p for p in clip.parameters() if p.requires_grad], **options)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_up_cosine(step, steps))
     for _ in tqdm(range(steps), desc="pretraining on typefaces", disable=None if progress else True):
         labels = torch.randint(len(CLASS_NAMES), (BATCH_SIZE,), generator=images_rng)
-        images = (render(labels, images_rng) - MEAN) / STD
-        image = clip.encode_image(images, normalize=True)
+        image = clip.encode_image((render(labels, images_rng) - MEAN) / STD, normalize=True)
         text = _encode_captions(clip, _captions(captions_rng))
         loss = F.cross_entropy(clip.logit_scale.exp() * image @ text.T, labels)
         optimizer.zero_grad()
@@ -138,9 +131,6 @@ def _warm_up_cosine(step: int, steps: int) -> float:
     if step < warm_up:
         return (step + 1) / warm_up
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
-
-
-# --- Images ---
 
 
 def render(labels: Tensor, generator: torch.Generator) -> Tensor:
@@ -197,10 +187,7 @@ def _warp(glyphs: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _change_stroke(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Thin or thicken the strokes: blur, then threshold at a random level (a low one keeps the blur's margin).
-
-    The threshold is a steep sigmoid, which leaves the edges smooth: [B, 1, 32, 32] -> the same, in [0, 1].
-    """
+    """Thin or thicken the strokes: blur, then a steep sigmoid as smooth threshold at a random level, [B, 1, 32, 32]."""
     for _ in range(2):
         images = F.avg_pool2d(images, 3, stride=1, padding=1)
     level = _uniform(0.12, 0.5, (len(images), 1, 1, 1), generator)
@@ -214,9 +201,6 @@ def _change_resolution(images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(torch.rand((len(images), 1, 1, 1), generator=generator) < 0.5, coarse, fine)
 
 
-# --- Captions ---
-
-
 @functools.cache
 def _encoded_templates() -> list[list[list[int]]]:
     """Token ids of each template for each class, without start and end."""
@@ -227,7 +211,7 @@ def _encoded_templates() -> list[list[list[int]]]:
 def _captions(rng: random.Random) -> list[list[int]]:
     """Token ids of one caption per class, the same but for the name: a random template, at times after random words.
 
-    The words prepare the text tower for contexts of learned vectors, which do not mean anything as words.
+    The words prepare the text tower for contexts of learned vectors, which mean nothing as words.
     """
     template = rng.choice(_encoded_templates())
     n_words = rng.randint(*FILLER_TOKENS) if rng.random() < FILLER_SHARE else 0
@@ -241,8 +225,8 @@ def _encode_captions(clip: open_clip.CLIP, captions: list[list[int]]) -> Tensor:
     Like clip.encode_text, but cut after the longest caption: under the causal mask no token after its end is read.
     """
     end = torch.tensor([len(caption) - 1 for caption in captions])
-    length = int(end.max()) + 1
-    tokens = torch.tensor([caption + [0] * (length - len(caption)) for caption in captions])
+    tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(caption) for caption in captions], batch_first=True)
+    length = tokens.shape[1]
     x = clip.token_embedding(tokens) + clip.positional_embedding[:length]
     x = clip.ln_final(clip.transformer(x, attn_mask=clip.attn_mask[:length, :length]))
     return F.normalize(x[torch.arange(len(x)), end] @ clip.text_projection, dim=-1)

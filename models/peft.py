@@ -1,6 +1,7 @@
 """Parameter-efficient adapters of CLIP's image tower, and the transformer block that runs with them.
 
-An adapter is one subclass of `BlockAdapter` and one key of the schema (`adapter=`), which turns it on. Formulas follow the paper's released scripts where these run, except `Adapter` (REPRODUCTION.md, "adapter").
+An adapter is one subclass of `BlockAdapter` and one key of the schema (`adapter=`), which turns it on. Formulas follow the
+paper's released scripts where these run, except `Adapter` (REPRODUCTION.md, "adapter").
 """
 
 from __future__ import annotations
@@ -30,14 +31,10 @@ class BlockAdapter(nn.Module):
     """Adapter of one transformer block: hooks that change a tensor of the block; by default they return it unchanged.
 
     `run_block` calls them in every block. L is 1 where only the class token is needed.
-
-    Args:
-        width: of the tokens.
-        mlp_width: of the MLP's hidden layer.
-        bottleneck: rank or inner width, from the settings.
     """
 
     def __init__(self, width: int, mlp_width: int, bottleneck: int) -> None:
+        """Widths of the tokens and of the MLP's hidden layer; rank or inner width, from the settings."""
         super().__init__()
 
     def in_projection(self, x: Tensor, qkv: Tensor) -> Tensor:
@@ -162,32 +159,19 @@ def adapter_classes() -> dict[str, Callable[..., BlockAdapter]]:
 
 
 class BlockAdapters(nn.ModuleDict):
-    """Adapters of one transformer block that the settings turn on, by name, and its VPT prompt, [vpt_len, width]."""
+    """Adapters of one transformer block, by the keys that turn them on, and its VPT prompt, [vpt_len, width]."""
 
-    prompt: nn.Parameter | None
-
-    def __init__(self, cfg: Config, width: int, mlp_width: int, *, prompt: Tensor | None) -> None:
-        chosen = {name: kind for name, kind in adapter_classes().items() if getattr(cfg, name)}
-        super().__init__({name: kind(width, mlp_width, cfg.bottleneck) for name, kind in chosen.items()})
+    def __init__(self, adapters: dict[str, BlockAdapter], prompt: Tensor | None) -> None:
+        super().__init__(adapters)
         self.prompt = None if prompt is None else nn.Parameter(prompt)
 
 
-def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Every query attends to every key: [B, heads, L, d] each."""
-    return F.scaled_dot_product_attention(q, k, v)
-
-
-def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Each token attends to itself and those before it (text tower): [B, heads, L, d] each."""
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+# Each token attends to itself and those before it (text tower).
+causal: Attend = functools.partial(F.scaled_dot_product_attention, is_causal=True)
 
 
 def require_plain_blocks(blocks: nn.ModuleList) -> None:
-    """Refuse blocks that `run_block` would compute differently from open_clip.
-
-    Raises:
-        UserError: another class of block, or another MLP.
-    """
+    """Raise a UserError for blocks, or MLPs, that `run_block` would compute differently from open_clip."""
     for block in blocks:
         mlp = getattr(block, "mlp", nn.Sequential())
         if type(block) is not ResidualAttentionBlock or [*dict(mlp.named_children())] != ["c_fc", "gelu", "c_proj"]:
@@ -200,18 +184,17 @@ def run_block(
     block: ResidualAttentionBlock,
     x: Tensor,
     *,
-    attend: Attend = sdpa,
+    attend: Attend = F.scaled_dot_product_attention,
     adapters: Sequence[BlockAdapter] = (),
     context: Tensor | None = None,
     keep: Tensor | slice = slice(None),
 ) -> Tensor:
-    """One pre-norm residual block of open_clip with adapters.
+    """One pre-norm residual block of open_clip with adapters, on tokens [B, L, width].
 
     Args:
-        x: tokens, [B, L, width].
         attend: attention function (full, causal or prefix-shared).
-        context: further tokens [n, width], the same for the whole batch, that are attended to and then dropped: their
-            keys and values are computed once.
+        context: further tokens, [n, width], the same for the whole batch, that are only attended to: their keys and
+            values are computed once.
         keep: tokens to return; the others are only attended to.
     """
     q, k, v = _heads(block, x, adapters)
@@ -230,10 +213,8 @@ def run_last_block(
     adapters: Sequence[BlockAdapter] = (),
     context: Tensor | None = None,
 ) -> Tensor:
-    """`run_block` that returns the class token alone: [B, L, width] -> [B, 1, width].
-
-    CLS-only attention uses the in-projection's own weights, so adapters that change the in-projection rule it out.
-    """
+    """`run_block` that returns the class token alone: [B, L, width] -> [B, 1, width]."""
+    # CLS-only attention uses the in-projection's own weights.
     if any(type(adapter).in_projection is not BlockAdapter.in_projection for adapter in adapters):
         return run_block(block, x, adapters=adapters, context=context, keep=slice(0, 1))
     attended = class_token_attention(block.attn, block.ln_1(x), None if context is None else block.ln_1(context))
@@ -260,17 +241,14 @@ def _attention_residual_and_mlp(
     hidden = block.mlp.c_fc(block.ln_2(x))
     for adapter in adapters:
         hidden = adapter.mlp_in(hidden)
-    y = block.mlp.c_proj(_activate(block.mlp.gelu, hidden))
+    activation = quick_gelu if isinstance(block.mlp.gelu, QuickGELU) else block.mlp.gelu
+    y = block.mlp.c_proj(activation(hidden))
     for adapter in adapters:
         y = adapter.mlp_out(y)
     y = block.ls_2(y)
     for adapter in adapters:
         y = adapter.mlp_branch(x, y)
     return x + y
-
-
-def _activate(gelu: nn.Module, x: Tensor) -> Tensor:
-    return quick_gelu(x) if isinstance(gelu, QuickGELU) else gelu(x)
 
 
 class ImageTower(nn.Module):
@@ -283,36 +261,29 @@ class ImageTower(nn.Module):
     def __init__(self, visual: VisionTransformer, cfg: Config) -> None:
         super().__init__()
         self.visual = visual
+        self.image_size: int = visual.image_size[0]  # side in pixels of the square images it takes
         self.deep = cfg.vpt_deep
         self.micro_batches, self.grad_checkpointing = cfg.micro_batches, cfg.grad_checkpointing
         blocks = visual.transformer.resblocks
         require_plain_blocks(blocks)
-        self.n_frozen = max(0, len(blocks) - cfg.partial) if cfg.partial else 0
-        adapted = range(self.n_frozen, len(blocks))
-        prompted = set(adapted) if cfg.vpt_deep else {self.n_frozen} if cfg.vpt_shallow else set()
+        n_frozen = max(0, len(blocks) - cfg.partial) if cfg.partial else 0
         width, mlp_width = visual.conv1.out_channels, blocks[0].mlp.c_fc.out_features
         # VPT (Jia et al., 2022): uniform as Xavier's rule for the patch embedding.
         bound = math.sqrt(6 / (3 * math.prod(visual.patch_size) + width))
+        chosen = {name: kind for name, kind in adapter_classes().items() if getattr(cfg, name)}
         self.adapters = nn.ModuleDict()
-        for i in adapted:
-            prompt = torch.empty(cfg.vpt_len, width).uniform_(-bound, bound) if i in prompted else None
-            self.adapters[str(i)] = BlockAdapters(cfg, width, mlp_width, prompt=prompt)
-        self._mark_trainable(cfg)
-
-    @property
-    def image_size(self) -> int:
-        """Side in pixels of the square images it takes."""
-        return self.visual.image_size[0]
-
-    def _mark_trainable(self, cfg: Config) -> None:
-        self.visual.requires_grad_(False)
-        blocks = self.visual.transformer.resblocks[self.n_frozen :]
-        if cfg.finetune == "all":
-            self.visual.requires_grad_(True)
-        elif cfg.finetune:
-            blocks.requires_grad_(True)
+        for i in range(len(blocks)):
+            prompted = (cfg.vpt_deep and i >= n_frozen) or (cfg.vpt_shallow and i == n_frozen)
+            prompt = torch.empty(cfg.vpt_len, width).uniform_(-bound, bound) if prompted else None
+            kinds = chosen if i >= n_frozen else {}
+            adapters = {name: kind(width, mlp_width, cfg.bottleneck) for name, kind in kinds.items()}
+            self.adapters[str(i)] = BlockAdapters(adapters, prompt)
+        tuned = blocks[n_frozen:]
+        visual.requires_grad_(cfg.finetune == "all")
+        if cfg.finetune:
+            tuned.requires_grad_(True)
         if cfg.bias_tuning:
-            for name, parameter in (blocks if self.n_frozen else self.visual).named_parameters():
+            for name, parameter in (tuned if n_frozen else visual).named_parameters():
                 if name.endswith("bias"):
                     parameter.requires_grad_(True)
 
@@ -323,20 +294,15 @@ class ImageTower(nn.Module):
         x = self._tokens(images)
         blocks = self.visual.transformer.resblocks
         for i, block in enumerate(blocks):
-            adapters, prompt = self._adapters_of_block(i) if adapted else ([], None)
-            if prompt is not None and not self.deep:  # VPT-shallow: the prompts stay among the tokens
-                x, prompt = torch.cat([x, prompt.to(x.dtype).expand(len(x), -1, -1)], dim=1), None
-            context = None if prompt is None else prompt.to(x.dtype)  # VPT-deep: each block has prompts of its own
+            own = cast(BlockAdapters, self.adapters[str(i)])
+            adapters = cast(list[BlockAdapter], [*own.values()] if adapted else [])
+            context = own.prompt.to(x.dtype) if adapted and own.prompt is not None else None
+            if context is not None and not self.deep:  # VPT-shallow's prompts stay among the tokens
+                x, context = torch.cat([x, context.expand(len(x), -1, -1)], dim=1), None
             run = run_block if i < len(blocks) - 1 else run_last_block  # after it, only the class token is read
             run = functools.partial(checkpointed, run) if self.grad_checkpointing else run
             x = run(block, x, adapters=adapters, context=context)
         return self.visual.ln_post(x[:, 0])
-
-    def _adapters_of_block(self, i: int) -> tuple[list[BlockAdapter], Tensor | None]:
-        if str(i) not in self.adapters:
-            return [], None
-        adapters = cast(BlockAdapters, self.adapters[str(i)])
-        return cast(list[BlockAdapter], list(adapters.values())), adapters.prompt
 
     def _tokens(self, images: Tensor) -> Tensor:
         """Class token and patches with their positions, [B, 1 + patches, width]."""

@@ -37,10 +37,6 @@ class TextTower(nn.Module):
         self.ln_final = text.ln_final
         self.projection = text.text_projection
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Token ids [N, L] -> embeddings [N, L, width]."""
-        return self.token_embedding(tokens)
-
     def forward(self, embeddings: Tensor, end: Tensor) -> Tensor:
         """Embeddings [N, L, width], position of each end token [N] -> features of unit length [N, embed_dim].
 
@@ -62,17 +58,16 @@ def encode_text(tower: TextTower, tokenizer: open_clip.SimpleTokenizer, texts: l
     """Plain captions -> features of unit length, [len(texts), embed_dim]."""
     tokens = tokenizer(texts).to(tower.positional_embedding.device)
     end = tokens.argmax(-1)
-    return tower(tower.embed(tokens[:, : int(end.max()) + 1]), end)
+    return tower(tower.token_embedding(tokens[:, : int(end.max()) + 1]), end)
 
 
 class DualPrompts(nn.Module):
     """One positive and one negative context, shared by all classes: SOS, context, class name, ".", EOT.
 
-    The placeholder "P P ... P name." fixes the token sequence; the context vectors then replace the P's. With
-    `prompts: visual` the name consists of P's, too, replaced by vectors of the class's own: `class_vectors`,
-    [C, CLASS_VECTORS, width], which `models.visual_prompts` fits to images and which are then fixed, like a name.
-    `class_token_position` moves the class name before (`front`) or between the halves of (`middle`) the context, as in
-    CoOp (Zhou et al., 2022).
+    "P P ... P name." fixes the token sequence; the context vectors then replace the P's. With `prompts: visual` the name
+    consists of P's, too, replaced by `class_vectors`, [C, CLASS_VECTORS, width], which `models.visual_prompts` fits to
+    images and which are then fixed, like a name. `class_token_position` moves the name before (`front`) or between the
+    halves of (`middle`) the context, as in CoOp (Zhou et al., 2022).
     """
 
     end: Tensor  # position of each EOT, [C]
@@ -87,8 +82,8 @@ class DualPrompts(nn.Module):
         super().__init__()
         n_ctx, position = cfg.n_ctx, cfg.class_token_position
         visual = cfg.prompts == "visual"
-        names = [placeholder(CLASS_VECTORS) if visual else name.replace("_", " ") for name in class_names]
-        tokens = tokenizer([f"{placeholder(n_ctx)} {name}." for name in names])
+        names = [" ".join("P" * CLASS_VECTORS) if visual else name.replace("_", " ") for name in class_names]
+        tokens = tokenizer([f"{' '.join('P' * n_ctx)} {name}." for name in names])
         name_lengths = [len(tokenizer.encode(name)) for name in names]
         for name, length in zip(names, name_lengths):
             if n_ctx + length + 3 > tokens.shape[1]:
@@ -97,17 +92,15 @@ class DualPrompts(nn.Module):
                 )
         end = tokens.argmax(-1)
         tokens = tokens[:, : int(end.max()) + 1]
-        fixed = tower.embed(tokens)[:, 1 + n_ctx :].detach()
+        start, fixed = tower.token_embedding(tokens).detach().tensor_split([1], dim=1)
+        fixed = fixed[:, n_ctx:]
         order = torch.stack([_token_order(position, n_ctx, n, tokens.shape[1]) for n in name_lengths])
-        self.register_buffer("end", end, persistent=False)
-        self.register_buffer("fixed", fixed, persistent=False)
-        self.register_buffer("start", tower.embed(tokens[0, :1]).detach(), persistent=False)
-        self.register_buffer("order", order, persistent=False)
+        for name, value in {"end": end, "start": start[0], "fixed": fixed, "order": order}.items():
+            self.register_buffer(name, value, persistent=False)
         self.chunk = cfg.text_chunk or len(names)
-        self.suffixes = nn.ModuleList()
-        if position == "end":  # only then do all prompts share a prefix
-            parts = zip(fixed.split(self.chunk), (end - n_ctx).split(self.chunk))
-            self.suffixes.extend(Suffixes(*part) for part in parts)
+        parts = zip(fixed.split(self.chunk), (end - n_ctx).split(self.chunk))
+        # Only names at the end leave all prompts a common prefix.
+        self.suffixes = nn.ModuleList(Suffixes(*part) for part in parts if position == "end")
         width = tower.positional_embedding.shape[1]
         self.pos_ctx = nn.Parameter(torch.empty(n_ctx, width).normal_(0, 0.02))
         self.neg_ctx = nn.Parameter(torch.empty(n_ctx, width).normal_(0, 0.02))
@@ -153,15 +146,8 @@ class DualPrompts(nn.Module):
         return checkpointed(module, *inputs)
 
 
-def placeholder(n: int) -> str:
-    """A text of n tokens."""
-    return " ".join(["P"] * n)
-
-
 def _token_order(position: str, n_ctx: int, name_length: int, length: int) -> Tensor:
     """Order of the tokens of [SOS, context, name, rest] for a position of the class name: [length] indices."""
-    ctx = list(range(1, 1 + n_ctx))
-    name = list(range(1 + n_ctx, 1 + n_ctx + name_length))
-    rest = list(range(1 + n_ctx + name_length, length))
     before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]
-    return torch.tensor([0, *ctx[:before], *name, *ctx[before:], *rest])
+    start, after, name, rest = torch.arange(length).tensor_split([1 + before, 1 + n_ctx, 1 + n_ctx + name_length])
+    return torch.cat([start, name, after, rest])

@@ -9,12 +9,11 @@ import timm
 from torch import Tensor, nn
 
 from models.classifier import LinearHead, has_batch_statistics
-from models.clip import BACKBONES, TimmBackbone, quiet_hub, require_same_architecture
+from models.clip import BACKBONES, TimmBackbone, downloading, load_weights
 from models.fast.checkpointing import micro_batched
 from models.weights_file import read_state_dict
 from utils.config import LIMITS, Config
 from utils.errors import UserError
-from utils.log import log, quiet_downloads
 
 LOWEST = 32  # pixels: convolutional networks halve the image five times
 # Keys that change the image tower of CLIP alone.
@@ -27,10 +26,9 @@ def is_timm_name(backbone: str) -> bool:
 
 
 class TimmClassifier(LinearHead):
-    """A timm backbone with a linear head on its pooled feature.
+    """A timm backbone with a linear head on its pooled feature; without `finetune` only the head is trained.
 
-    `finetune` trains all of it, else only the head is trained. `statistics` are the mean and standard deviation of the
-    images on which the backbone was pretrained.
+    `statistics` are those of the images on which the backbone was pretrained.
     """
 
     def __init__(self, cfg: Config, n_classes: int) -> None:
@@ -44,7 +42,12 @@ class TimmClassifier(LinearHead):
             )
         self.tower = _load(cfg).requires_grad_(bool(cfg.finetune))
         self.micro_batches = cfg.micro_batches
-        self._save_memory(cfg)
+        if cfg.grad_checkpointing:
+            self.tower.set_grad_checkpointing(True)
+        if cfg.micro_batches > 1 and has_batch_statistics(self.tower):
+            raise UserError(
+                f"backbone {cfg.backbone}: its batch norm needs whole batches; use micro_batches=1 with a smaller batch_size"
+            )
         self.head = nn.Linear(getattr(self.tower, "head_hidden_size", self.tower.num_features), n_classes)
         facts = timm.data.resolve_model_data_config(self.tower)
         self.image_size = cfg.resolution or facts["input_size"][-1]
@@ -52,14 +55,6 @@ class TimmClassifier(LinearHead):
 
     def features(self, images: Tensor) -> Tensor:
         return micro_batched(self.tower, images.to(self.head.weight.dtype), self.micro_batches)
-
-    def _save_memory(self, cfg: Config) -> None:
-        if cfg.grad_checkpointing:
-            self.tower.set_grad_checkpointing(True)
-        if cfg.micro_batches > 1 and has_batch_statistics(self.tower):
-            raise UserError(
-                f"backbone {cfg.backbone}: its batch norm needs whole batches; use micro_batches=1 with a smaller batch_size"
-            )
 
 
 def _load(cfg: Config) -> Any:
@@ -70,27 +65,16 @@ def _load(cfg: Config) -> Any:
     if cfg.pretrained == "none" or Path(cfg.pretrained).is_file():
         tower = timm.create_model(name, pretrained=False, num_classes=0, **options)
         if cfg.pretrained != "none":
-            _load_file(tower, cfg)
+            state = read_state_dict(Path(cfg.pretrained))
+            own = tower.state_dict()  # without the file's own classifier: the head here is new
+            load_weights(tower, {k: v for k, v in state.items() if k in own}, cfg)
         return tower
     if cfg.pretrained != "openai":
         raise UserError(
             f"pretrained: '{cfg.pretrained}' is not a weights file; a timm backbone has weights of its own, so leave the key out"
         )
-    log.info(f"downloading the weights of {name} (kept in {cfg.weights_dir})")
-    try:
-        with quiet_hub(), quiet_downloads():
-            return timm.create_model(name, pretrained=True, num_classes=0, cache_dir=cfg.weights_dir, **options)
-    except Exception as error:  # every client and proxy fails in its own way; the remedy is the same
-        hub = timm.get_pretrained_cfg(name)
-        where = f"the Hugging Face hub, {hub.hf_hub_id}" if hub is not None and hub.hf_hub_id else "timm's releases"
-        raise UserError(
-            f"the weights of {name} are missing and could not be downloaded ({type(error).__name__}): "
-            f"download them from {where} on a machine with a network and pass pretrained=FILE"
-        ) from None
-
-
-def _load_file(tower: nn.Module, cfg: Config) -> None:
-    state, own = read_state_dict(Path(cfg.pretrained)), tower.state_dict()
-    state = {k: v for k, v in state.items() if k in own}  # without the file's own classifier: the head here is new
-    require_same_architecture(own, state, cfg)
-    tower.load_state_dict(state)
+    hub = timm.get_pretrained_cfg(name)
+    where = f"the Hugging Face hub, {hub.hf_hub_id}" if hub and hub.hf_hub_id else "timm's releases"
+    advice = {"source": f"them from {where}", "remedy": "pass pretrained=FILE"}
+    with downloading(f"the weights of {name}", cfg.weights_dir, **advice):
+        return timm.create_model(name, pretrained=True, num_classes=0, cache_dir=cfg.weights_dir, **options)

@@ -14,11 +14,8 @@ STEPS, LR = 200, 1e-2  # of Adam; twice the steps bring the digits' cosine from 
 def fit_class_vectors(detector: Detector, prototypes: Tensor) -> Tensor:
     """Fit the class vectors so that the positive text features match the prototypes; nothing else is trained.
 
-    Args:
-        prototypes: unit-length image features, [C, embed_dim]; a class whose prototype is zero keeps its vectors.
-
-    Returns:
-        Cosine of each class's text feature and prototype, [C].
+    Prototypes are unit-length image features, [C, embed_dim]; a class whose prototype is zero keeps its vectors. Returns
+    the cosine of each class's text feature and prototype, [C].
     """
     prompts, tower = detector.prompts, detector.text
     assert prompts.class_vectors is not None, "the detector's prompts hold class names"

@@ -13,11 +13,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from benchmarks import bench, measure, naive, suites, workload
 from benchmarks.measure import Case, Part
 from benchmarks.suites.phase1 import both_steps
-from benchmarks.suites.text import both_texts, towers_flops
+from benchmarks.suites.text import towers_flops
 from models.clip import load_clip
 
 CPU = torch.device("cpu")
-FEW = replace(workload.QUICK, eval_batch=2, fed_steps=1, phase2_images=10, noise_naive=10, input_images=8)
+FEW = replace(workload.QUICK, eval_batch=2, fed_steps=1, phase2_images=10, input_images=8)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,7 +72,7 @@ def test_text_counts_what_is_saved_for_the_backward_pass(results):
 def test_scaling_counts_the_operations_of_the_full_batch(results):
     """They are extrapolated from batches of one and two: compared with a count at the full batch."""
     (row,) = results["scaling"]["rows"]
-    few, many = FEW.scaling_classes
+    few, many = FEW.text_classes
     here = workload.Bench(FEW, CPU)
     for n_classes in (few, many):
         ours, theirs = workload.both_detectors(here.config(prec="fp32"), n_classes)
@@ -153,7 +153,7 @@ def test_the_naive_towers_are_open_clip_s():
         # With the P's own embeddings as context, the prompts are plain captions.
         tokens = tokenizer([f"{' '.join(['P'] * cfg.n_ctx)} {name}." for name in workload.class_names(2)])
         ctx = clip.token_embedding(tokens)[0, 1 : 1 + cfg.n_ctx]
-        torch.testing.assert_close(detector.text_features(ctx), clip.encode_text(tokens, normalize=True))
+        torch.testing.assert_close(detector.encode(ctx), clip.encode_text(tokens, normalize=True))
 
 
 def test_differences():
@@ -182,7 +182,7 @@ def test_saved_bytes_on_the_meta_device_are_those_of_a_real_run():
     here = workload.Bench(FEW, CPU)
     detector = workload.both_detectors(here.config(prec="fp32"), 5)[1]
     dry = copy.deepcopy(detector).to("meta")
-    counts = [measure.saved_bytes(both_texts(module), module) for module in (detector, dry)]
+    counts = [measure.saved_bytes(module.text_features, module) for module in (detector, dry)]
     assert counts[0] == counts[1] > 0
 
 

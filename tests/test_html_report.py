@@ -103,15 +103,13 @@ def test_findings_counted_by_hand():
     assert found.suspicious.tolist() == list(range(0, 30, 3))
     assert found.suspicious_share == pytest.approx(100 / 3)
     assert {c.name: (c.n, c.rate) for c in found.classes} == {name: (6, pytest.approx(100 / 3)) for name in NAMES}
-    assert {(p.given, p.suggested, p.n) for p in found.pairs} == {
-        (name, NAMES[(i + 1) % 5], 2) for i, name in enumerate(NAMES)
-    }
+    assert set(found.pairs) == {(name, NAMES[(i + 1) % 5], 2) for i, name in enumerate(NAMES)}
     assert found.quality == {"precision": 100, "recall": 100, "f1": pytest.approx(100)}
-    assert {name: sum(counts) for name, counts in found.histogram.groups.items()} == {
+    assert {name: sum(counts) for name, counts in found.histogram.items()} == {
         "label is right": 20,
         "label is wrong": 10,
     }
-    assert sum(found.histogram.groups["label is wrong"][:8]) == 10  # their scores are below 0.2
+    assert sum(found.histogram["label is wrong"][:8]) == 10  # their scores are below 0.2
     loss = next(chart for chart in found.charts if chart.name == "losses").lines[0]
     assert (loss.x, loss.y) == ([1], [2.5])  # a loss that is not finite is left out
 

@@ -23,13 +23,11 @@ T = TypeVar("T")
 
 def world_size() -> int:
     """Number of processes."""
-    _join()
     return dist.get_world_size() if _joined() else 1
 
 
 def rank() -> int:
     """Index of this process; process 0 writes the files."""
-    _join()
     return dist.get_rank() if _joined() else 0
 
 
@@ -132,13 +130,10 @@ def _all_rows(x: Tensor, sizes: list[int] | None = None) -> Tensor:
 
 
 def _joined() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
-def _join() -> None:
-    """Initialise the process group on first use, under torchrun."""
-    if os.environ.get("WORLD_SIZE", "1") == "1" or _joined():
-        return
+    """True in a process group, which is initialised on first use under torchrun."""
+    joined = dist.is_available() and dist.is_initialized()
+    if joined or os.environ.get("WORLD_SIZE", "1") == "1":
+        return joined
     unusable = [name for name in ("WORLD_SIZE", "RANK", "MASTER_PORT") if not os.environ.get(name, "").isdecimal()]
     if unusable or "MASTER_ADDR" not in os.environ:
         raise UserError(
@@ -148,3 +143,4 @@ def _join() -> None:
         torch.cuda.set_device(local_rank() % torch.cuda.device_count())
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     atexit.register(dist.destroy_process_group)
+    return True

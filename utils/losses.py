@@ -21,10 +21,9 @@ def clean_probability(logits_pos: Tensor, logits_neg: Tensor) -> Tensor:
 def dual_prompt_loss(
     p_clean: Tensor, positive: Tensor, complementary: Tensor, *, positive_weight: float = 1.0
 ) -> Tensor:
-    """L_dp of Eq. 7: the positive label should be clean, a random other class should not.
+    """L_dp of Eq. 7 from p_clean [B, C]: the positive label should be clean, a random other class should not.
 
     Args:
-        p_clean: [B, C].
         positive: the given label or, for a rejected sample, a pseudo-label, [B].
         complementary: a class other than the given label, [B].
         positive_weight: weight of the first term (0.25 for severe noise).
@@ -92,11 +91,7 @@ class EarlyLearningRegularisation(torch.nn.Module):
 
 
 class Criterion(torch.nn.Module):
-    """The per-sample loss of a training method for noisy labels.
-
-    Raises:
-        UserError: unknown method.
-    """
+    """The per-sample loss of a training method for noisy labels; an unknown method raises a UserError."""
 
     def __init__(self, method: str, n_samples: int, n_classes: int) -> None:
         super().__init__()

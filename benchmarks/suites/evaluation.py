@@ -9,7 +9,6 @@ from torch import Tensor
 
 from benchmarks.measure import Case, Numbers, Part
 from benchmarks.workload import Bench, Step, both_detectors, random_batch
-from utils.config import Config
 
 IMAGES = 10_000
 
@@ -20,11 +19,11 @@ def evaluation(bench: Bench) -> Iterator[Case]:
     batches = -(-IMAGES // sizes.eval_batch)
 
     def check() -> tuple[Numbers, Numbers]:
-        encode, ours, theirs = _sides(bench, bench.config(prec="fp32"), 1)
+        encode, ours, theirs = _sides(bench, "fp32", 1)
         encode()
         return ours(), theirs()
 
-    encode, ours, theirs = _sides(bench, bench.config(prec="amp"), sizes.eval_batches)
+    encode, ours, theirs = _sides(bench, "amp", sizes.eval_batches)
     scale = batches / sizes.eval_batches
     yield Case(
         f"evaluation of {IMAGES:,} images, batch {sizes.eval_batch}, C = {sizes.noise_classes}",
@@ -38,8 +37,9 @@ def evaluation(bench: Bench) -> Iterator[Case]:
     )
 
 
-def _sides(bench: Bench, cfg: Config, n_batches: int) -> tuple[Callable[[], None], Step, Step]:
+def _sides(bench: Bench, prec: str, n_batches: int) -> tuple[Callable[[], None], Step, Step]:
     """Our encoding of the prompts, and both sides' logits of `n_batches` equal batches."""
+    cfg = bench.config(prec=prec)
     ours, theirs = both_detectors(cfg, bench.sizes.noise_classes)
     dtype = bench.naive_dtype(cfg)
     theirs.to(bench.device, dtype).eval()
@@ -53,14 +53,11 @@ def _sides(bench: Bench, cfg: Config, n_batches: int) -> tuple[Callable[[], None
             encoded[:] = [ours.text_features()]
 
     @torch.no_grad()
+    def logits(forward: Callable[[], tuple[Tensor, Tensor]]) -> Numbers:
+        return dict(zip(("logits_pos", "logits_neg"), [forward() for _ in range(n_batches)][-1]))
+
     def our_batches() -> Numbers:
         with run.autocast():
-            logits = [ours(images, encoded[0]) for _ in range(n_batches)][-1]
-        return dict(zip(("logits_pos", "logits_neg"), logits))
+            return logits(lambda: ours(images, encoded[0]))
 
-    @torch.no_grad()
-    def naive_batches() -> Numbers:
-        logits = [theirs(images.to(dtype)) for _ in range(n_batches)][-1]
-        return dict(zip(("logits_pos", "logits_neg"), logits))
-
-    return encode, our_batches, naive_batches
+    return encode, our_batches, lambda: logits(lambda: theirs(images.to(dtype)))

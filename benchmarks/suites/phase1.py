@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks import naive
-from benchmarks.measure import Case, Numbers, Part, Row, timed
-from benchmarks.workload import (
-    AFTER_WARMUP,
-    Bench,
-    Step,
-    both_detectors,
-    class_names,
-    image_size,
-    naive_gradients,
-    our_gradients,
-    our_loader,
-    random_batch,
-    random_data,
-    trusted_batch,
-)
+from benchmarks import naive, workload
+from benchmarks.measure import Case, Numbers, Part, Row, median_seconds, seconds_of
+from benchmarks.workload import AFTER_WARMUP, Bench, Step, training_step
 from main_phase1 import DeFT
 from models import Detector, build_detector
 from utils.config import Config
-from utils.engine import build_optimizer
 
 
 def phase1(bench: Bench) -> Iterator[Case]:
@@ -59,51 +46,41 @@ def _case(bench: Bench, batch: int, n_classes: int, trusted: int) -> Case:
 
 def both_steps(bench: Bench, cfg: Config, n_classes: int, batch: int, trusted: int) -> tuple[Step, Step]:
     """Our step and the naive one on the same batch."""
-    detector, theirs = both_detectors(cfg, n_classes)
-    data = trusted_batch(bench, detector.to(bench.device), batch, n_classes, trusted)
+    detector, theirs = workload.both_detectors(cfg, n_classes)
+    images, y, y_bar = workload.trusted_batch(bench, detector.to(bench.device), batch, n_classes, trusted)
     with torch.no_grad():
         theirs.neg_ctx.copy_(detector.prompts.neg_ctx)  # which trusted_batch has drawn
     dtype = bench.naive_dtype(cfg)
-    return _our_step(bench, cfg, detector, *data), _naive_step(theirs.to(bench.device, dtype), dtype, *data)
+    theirs.to(bench.device, dtype)
+
+    def forward(images: Tensor) -> Numbers:
+        logits_pos, logits_neg = theirs(images)
+        loss, selected = naive.detection_loss(logits_pos, logits_neg, y, y_bar)
+        return {"loss": loss, "logits_pos": logits_pos, "logits_neg": logits_neg, "selected": selected}
+
+    ours = partial(_our_step(bench, cfg, detector), images, y, y_bar)
+    return ours, partial(training_step(cfg, theirs, forward), images.to(dtype))
 
 
-def _our_step(
-    bench: Bench, cfg: Config, detector: Detector, images: Tensor, y: Tensor, y_bar: Tensor
-) -> Callable[..., Numbers]:
+def _our_step(bench: Bench, cfg: Config, detector: Detector) -> Step:
     run = bench.run(cfg, detector)
     deft = DeFT(detector, cfg).train()
-    optimizer = build_optimizer(cfg, deft)
 
-    def step(images: Tensor = images, y: Tensor = y, y_bar: Tensor = y_bar) -> Numbers:
+    def forward(images: Tensor, y: Tensor, y_bar: Tensor) -> Numbers:
         with run.autocast():
             out = deft(images, y, y_bar, AFTER_WARMUP)
-        optimizer.zero_grad(set_to_none=True)
-        run.scaler.scale(out["loss"]).backward()
-        run.scaler.step(optimizer)
-        run.scaler.update()
-        results = {name: out[name].detach() for name in ("loss", "logits_pos", "logits_neg", "selected")}
-        return {**results, **our_gradients(detector)}
+        return {name: out[name] for name in ("loss", "logits_pos", "logits_neg", "selected")}
 
-    return step
+    return training_step(cfg, detector, forward, run.scaler)
 
 
-def _naive_step(
-    detector: naive.NaiveDetector, dtype: torch.dtype, images: Tensor, y: Tensor, y_bar: Tensor
-) -> Callable[[], Numbers]:
-    trained = [detector.pos_ctx, detector.neg_ctx, *detector.prompts]
-    optimizer = torch.optim.SGD(trained, lr=0.0, momentum=0.9, weight_decay=5e-4)
-    images = images.to(dtype)
-
-    def step() -> Numbers:
-        logits_pos, logits_neg = detector(images)
-        loss, selected = naive.detection_loss(logits_pos, logits_neg, y, y_bar)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        logits = {"logits_pos": logits_pos.detach(), "logits_neg": logits_neg.detach()}
-        return {"loss": loss.detach(), **logits, "selected": selected, **naive_gradients(detector)}
-
-    return step
+def _random_step(bench: Bench, batch: int, n_classes: int, **settings: Any) -> partial[Numbers]:
+    """Our step with its batch, whose labels are random."""
+    cfg = bench.config(**settings)
+    detector = build_detector(cfg, workload.class_names(n_classes))
+    return partial(
+        _our_step(bench, cfg, detector), *workload.random_batch(bench, batch, n_classes, detector.image_size)
+    )
 
 
 def _precisions(bench: Bench, batch: int, n_classes: int) -> list[Row]:
@@ -114,18 +91,12 @@ def _precisions(bench: Bench, batch: int, n_classes: int) -> list[Row]:
     if not variants:
         return []
     rows = []
-    reference = _random_step(bench, bench.config(prec="fp32"), batch, n_classes)()["selected"]
+    reference = _random_step(bench, batch, n_classes, prec="fp32")()["selected"]
     for settings in variants:
-        step = _random_step(bench, bench.config(**settings), batch, n_classes)
-        selected = step()["selected"]
-        seconds = sorted(timed((Part(step),), bench.device) for _ in range(5))[2]
-        rows.append({**settings, "seconds": seconds, "same_selection": float((selected == reference).float().mean())})
+        step = _random_step(bench, batch, n_classes, **settings)
+        same = float((step()["selected"] == reference).float().mean())
+        rows.append({**settings, "seconds": median_seconds(step, bench.device), "same_selection": same})
     return rows
-
-
-def _random_step(bench: Bench, cfg: Config, batch: int, n_classes: int) -> Callable[..., Numbers]:
-    detector = build_detector(cfg, class_names(n_classes))
-    return _our_step(bench, cfg, detector, *random_batch(bench, batch, n_classes, detector.image_size))
 
 
 def _waiting(bench: Bench, batch: int, n_classes: int) -> Row:
@@ -133,18 +104,18 @@ def _waiting(bench: Bench, batch: int, n_classes: int) -> Row:
     n_steps = bench.sizes.fed_steps
     if not n_steps:
         return {}
-    step = _random_step(bench, bench.config(prec="amp"), batch, n_classes)
-    y_bar = random_batch(bench, batch, n_classes, 1)[2]
-    loader = our_loader(bench, random_data(n_steps * batch, n_classes), batch, image_size(bench))
+    step = _random_step(bench, batch, n_classes, prec="amp")
+    images, _, y_bar = step.args
+    loader = workload.our_loader(bench, workload.random_data(n_steps * batch, n_classes), batch, images.shape[-1])
 
     def with_loader() -> None:
-        for batch in loader.shuffled(1):
-            step(batch.images, batch.targets, y_bar)
+        for loaded in loader.shuffled(1):
+            step.func(loaded.images, loaded.targets, y_bar)
 
     def prepared() -> None:
         for _ in range(n_steps):
             step()
 
     with_loader()
-    fed, ready = (min(timed((Part(work),), bench.device) for _ in range(3)) for work in (with_loader, prepared))
+    fed, ready = (min(seconds_of(work, bench.device) for _ in range(3)) for work in (with_loader, prepared))
     return {"fed_images_per_second": n_steps * batch / fed, "waiting_share": max(0.0, 1 - ready / fed)}

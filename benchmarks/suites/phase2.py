@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from benchmarks import naive
+from benchmarks import naive, workload
 from benchmarks.measure import Case, Numbers, Part
-from benchmarks.workload import (
-    Bench,
-    class_names,
-    image_size,
-    naive_gradients,
-    naive_loader,
-    open_clip_model,
-    our_loader,
-    random_batch,
-    random_data,
-)
+from benchmarks.workload import Bench, Step, random_data, training_step
 from datasets import Loader
 from datasets.noise import synthetic_noise
 from models import build_classifier
-from utils.config import Config
-from utils.engine import build_optimizer
+from models.clip import load_clip
 from utils.losses import cross_entropy, masked_mean
-
-Phase2Step = Callable[[Tensor, Tensor, Tensor], Numbers]  # images, targets, selected
-SETTINGS = {"vpt_deep": False, "finetune": True}
 
 
 def phase2(bench: Bench) -> Iterator[Case]:
@@ -39,13 +25,13 @@ def phase2(bench: Bench) -> Iterator[Case]:
 
 
 def _case(bench: Bench, ratio: float, target: float) -> Case:
-    sizes, n_classes = bench.sizes, bench.sizes.noise_classes
-    data = random_data(sizes.phase2_images, n_classes)
-    given = torch.from_numpy(synthetic_noise(data.given.numpy(), n_classes, "sym", ratio, 0))
+    sizes = bench.sizes
+    data = random_data(sizes.phase2_images, sizes.noise_classes)
+    given = torch.from_numpy(synthetic_noise(data.given.numpy(), sizes.noise_classes, "sym", ratio, 0))
     keep = given == data.given  # a perfect selection
-    ours, theirs = _both_steps(bench, bench.config(prec="amp", **SETTINGS), n_classes)
-    loader = our_loader(bench, data, sizes.phase2_batch, image_size(bench))
-    pil = naive_loader(bench, data, sizes.phase2_batch, image_size(bench), train=True)
+    ours, theirs, size = _both_steps(bench, "amp")
+    loader = workload.our_loader(bench, data, sizes.phase2_batch, size)
+    pil = workload.naive_loader(bench, data, sizes.phase2_batch, size)
 
     def our_epoch() -> None:
         for batch in loader.shuffled(1, keep):
@@ -60,51 +46,41 @@ def _case(bench: Bench, ratio: float, target: float) -> Case:
         1e-3,
         (Part(our_epoch),),
         (Part(naive_epoch),),
-        check=lambda: _check(bench, loader, keep, n_classes),
+        check=lambda: _check(bench, loader, keep),
         target=target,
         images=len(keep),
         note=f"{int(keep.sum())} of {len(keep)} samples selected; {bench.workers} worker processes on the naive side",
     )
 
 
-def _check(bench: Bench, loader: Loader, keep: Tensor, n_classes: int) -> tuple[Numbers, Numbers]:
+def _check(bench: Bench, loader: Loader, keep: Tensor) -> tuple[Numbers, Numbers]:
     """Which samples an epoch trains on, and a step on six samples of which four are selected."""
-    ours, theirs = _both_steps(bench, bench.config(prec="fp32", **SETTINGS), n_classes)
-    images, targets, _ = random_batch(bench, 6, n_classes, image_size(bench))
+    ours, theirs, size = _both_steps(bench, "fp32")
+    images, targets, _ = workload.random_batch(bench, 6, bench.sizes.noise_classes, size)
     selected = torch.arange(6, device=bench.device) % 3 > 0
     seen = torch.cat([batch.index for batch in loader.shuffled(1, keep)])
-    all_of_four = torch.ones(4, dtype=torch.bool, device=bench.device)
-    our_numbers = {"samples": seen.sort().values, **ours(images[selected], targets[selected], all_of_four)}
-    return our_numbers, {"samples": keep.nonzero()[:, 0], **theirs(images, targets, selected)}
+    return (
+        {"samples": seen.sort().values, **ours(images[selected], targets[selected], selected[selected])},
+        {"samples": keep.nonzero()[:, 0], **theirs(images, targets, selected)},
+    )
 
 
-def _both_steps(bench: Bench, cfg: Config, n_classes: int) -> tuple[Phase2Step, Phase2Step]:
-    """Our step and the naive one from the same weights."""
-    model = build_classifier(cfg, class_names(n_classes))
-    theirs = naive.NaiveClassifier(open_clip_model(cfg)[0].visual, copy.deepcopy(model.get_submodule("head")))
-    theirs.visual.transformer.resblocks.requires_grad_(True)
-    run = bench.run(cfg, model.train(), "main_phase2")
-    optimizer = build_optimizer(cfg, model)
-    dtype = bench.naive_dtype(cfg)
-    theirs = theirs.to(bench.device, dtype)
-    trained = [p for p in theirs.parameters() if p.requires_grad]
-    naive_optimizer = torch.optim.SGD(trained, lr=0.0, momentum=0.9, weight_decay=5e-4)
+def _both_steps(bench: Bench, prec: str) -> tuple[Step, Step, int]:
+    """Our step and the naive one from the same weights, on images, targets and selected; the images' side in pixels."""
+    cfg = bench.config(prec=prec, vpt_deep=False, finetune=True)
+    model = build_classifier(cfg, workload.class_names(bench.sizes.noise_classes))
+    visual, head = load_clip(cfg)[0].visual, copy.deepcopy(model.head)
+    visual.transformer.resblocks.requires_grad_(True)
+    run, dtype = bench.run(cfg, model.train(), "main_phase2"), bench.naive_dtype(cfg)
+    theirs = nn.ModuleDict({"visual": visual, "head": head}).to(bench.device, dtype)
 
-    def our_step(images: Tensor, targets: Tensor, selected: Tensor) -> Numbers:
+    def our_forward(images: Tensor, targets: Tensor, selected: Tensor) -> Numbers:
         with run.autocast():
-            loss = masked_mean(cross_entropy(model(images), targets), selected)
-        optimizer.zero_grad(set_to_none=True)
-        run.scaler.scale(loss).backward()
-        run.scaler.step(optimizer)
-        run.scaler.update()
-        gradients = {n.removeprefix("tower."): p.grad for n, p in model.named_parameters() if p.grad is not None}
-        return {"loss": loss.detach(), **gradients}
+            return {"loss": masked_mean(cross_entropy(model(images), targets), selected)}
 
-    def naive_step(images: Tensor, targets: Tensor, selected: Tensor) -> Numbers:
-        loss = naive.selected_loss(theirs(images.to(dtype)), targets, selected)
-        naive_optimizer.zero_grad()
-        loss.backward()
-        naive_optimizer.step()
-        return {"loss": loss.detach(), **naive_gradients(theirs)}
+    def naive_forward(images: Tensor, targets: Tensor, selected: Tensor) -> Numbers:
+        logits = head(naive.image_tower(visual, images.to(dtype)))
+        return {"loss": naive.selected_loss(logits, targets, selected)}
 
-    return our_step, naive_step
+    ours = training_step(cfg, model, our_forward, run.scaler)
+    return ours, training_step(cfg, theirs, naive_forward), model.image_size

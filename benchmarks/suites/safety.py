@@ -6,23 +6,13 @@ import contextlib
 import io
 import tempfile
 from collections.abc import Callable, Iterator
-from statistics import median
 
 import torch
 from torch import Tensor
 
 from benchmarks import naive
-from benchmarks.measure import Case, Numbers, Part, Row, timed
-from benchmarks.workload import (
-    AFTER_WARMUP,
-    RECIPE,
-    Bench,
-    class_names,
-    image_size,
-    our_gradients,
-    our_loader,
-    random_data,
-)
+from benchmarks.measure import Case, Numbers, Part, Row, median_seconds
+from benchmarks.workload import AFTER_WARMUP, RECIPE, Bench, class_names, gradients, our_loader, random_data
 from datasets import Batch, Data, Loader
 from main_phase1 import DeFT
 from models import Detector, build_detector
@@ -49,7 +39,7 @@ def safety(bench: Bench) -> Iterator[Case]:
         detector = build_detector(cfg, data.class_names)
         with contextlib.redirect_stdout(io.StringIO()):
             run = stack.enter_context(start_run(cfg, "main_phase1", data, detector))
-        yield _case(run, detector, our_loader(bench, train, batch, image_size(bench)), n_classes)
+        yield _case(run, detector, our_loader(bench, train, batch, detector.image_size), n_classes)
 
 
 def _case(run: Run, detector: Detector, loader: Loader, n_classes: int) -> Case:
@@ -66,7 +56,7 @@ def _case(run: Run, detector: Detector, loader: Loader, n_classes: int) -> Case:
             return deft(batch.images, batch.targets, y_bar, AFTER_WARMUP)["loss"]
 
     def numbers(mean_loss: float) -> Numbers:
-        return {"loss": torch.tensor(mean_loss), **our_gradients(deft.detector)}
+        return {"loss": torch.tensor(mean_loss), **gradients(deft.detector)}
 
     def safe_steps() -> Numbers:
         steps = Epoch(run, deft, optimizer, loader, AFTER_WARMUP)
@@ -96,9 +86,9 @@ def _facts(run: Run, loader: Loader, plain_steps: Callable[[], Numbers]) -> Row:
     """Seconds of a checkpoint and of a step's guards, measured separately, as a share of an epoch's steps."""
     _save(run)  # so that there is a previous one to keep
     costs = {
-        "checkpoint": median(timed((Part(lambda: _save(run)),), run.device) for _ in range(5)),
-        "guards of a step": median(timed((Part(_guards(run, loader)),), run.device) for _ in range(5)) / GUARDED,
-        "plain step": median(timed((Part(plain_steps),), run.device) for _ in range(3)) / len(loader),
+        "checkpoint": median_seconds(lambda: _save(run), run.device),
+        "guards of a step": median_seconds(lambda: _guard(run, loader), run.device) / GUARDED,
+        "plain step": median_seconds(plain_steps, run.device, 3) / len(loader),
     }
     added = costs["checkpoint"] + EPOCH_STEPS * costs["guards of a step"]
     share = added / (EPOCH_STEPS * costs["plain step"])
@@ -113,16 +103,12 @@ def _save(run: Run) -> None:
         run.end_epoch(AFTER_WARMUP, {"loss": 1.0})
 
 
-def _guards(run: Run, loader: Loader) -> Callable[[], None]:
+def _guard(run: Run, loader: Loader) -> None:
     """The checks around a step, without the step, `GUARDED` times."""
     loss, index = torch.ones((), device=run.device), torch.zeros(1, dtype=torch.int64)
-
-    def work() -> None:
-        guard = LossGuard(run, AFTER_WARMUP, loader.data.ids)
-        with defer_signals():
-            for number in range(GUARDED):
-                guard.record(loss, index, number)
-                run.stop_if_requested()
-            guard.check()
-
-    return work
+    guard = LossGuard(run, AFTER_WARMUP, loader.data.ids)
+    with defer_signals():
+        for number in range(GUARDED):
+            guard.record(loss, index, number)
+            run.stop_if_requested()
+        guard.check()

@@ -9,13 +9,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from benchmarks import naive
 from benchmarks.measure import Case, Numbers, Part, Row, available_bytes, count_flops, saved_bytes
 from benchmarks.suites.phase1 import both_steps
-from benchmarks.workload import Bench, both_detectors, naive_gradients, our_gradients, random_batch
-from models import Detector
+from benchmarks.workload import Bench, both_detectors, gradients
 
 TARGETS = {100: 20.0, 1000: 14.0}  # by number of classes
+Encode = Callable[[slice], tuple[Tensor, Tensor]]  # classes -> T+ and T-
 
 
 def text(bench: Bench) -> Iterator[Case]:
@@ -27,7 +26,7 @@ def text(bench: Bench) -> Iterator[Case]:
 def _text_case(bench: Bench, n_classes: int, target: float | None) -> Case:
     ours, theirs = both_detectors(bench.config(prec="fp32"), n_classes)
     theirs.clip.visual = None  # not used here
-    saved = {"naive": saved_bytes(both_texts(copy.deepcopy(theirs).to("meta")), theirs)}
+    saved = {"naive": saved_bytes(copy.deepcopy(theirs).to("meta").text_features, theirs)}
     ours, theirs = ours.to(bench.device), theirs.to(bench.device)
     chunk = n_classes
     while chunk > 1 and saved["naive"] * chunk / n_classes > 0.6 * available_bytes(bench.device):
@@ -39,58 +38,48 @@ def _text_case(bench: Bench, n_classes: int, target: float | None) -> Case:
         saved["ours"] = saved_bytes(ours.text_features, ours)
         return {"saved_bytes": saved, "saved_ratio": saved["naive"] / saved["ours"], "saved_target": target and 6.0}
 
-    note = "" if chunk == n_classes else f"naive side in chunks of {chunk} classes, as all at once do not fit in memory"
     return Case(
         f"text features, C = {n_classes}",
         1e-3,
-        (Part(lambda: _our_texts(ours, weights)),),
-        (Part(lambda: _naive_texts(theirs, weights, chunk)),),
+        (Part(lambda: _texts(lambda _: ours.text_features(), ours, weights, n_classes)),),
+        (Part(lambda: _texts(theirs.text_features, theirs, weights, chunk)),),
         target=target,
-        note=note,
+        note=f"naive side in chunks of {chunk} classes, as all at once do not fit in memory"
+        if chunk < n_classes
+        else "",
         facts=facts,
     )
 
 
-def both_texts(detector: naive.NaiveDetector) -> Callable[[], object]:
-    """The naive side's text features of both polarities."""
-    return lambda: (detector.text_features(detector.pos_ctx), detector.text_features(detector.neg_ctx))
-
-
-def _our_texts(detector: Detector, weights: Tensor) -> Numbers:
-    """Text features, and the gradients of their sum weighted by `weights` [2, C, embed_dim]."""
-    detector.zero_grad(set_to_none=True)
-    positive, negative = detector.text_features()
-    ((positive * weights[0]).sum() + (negative * weights[1]).sum()).backward()
-    return {"T+": positive.detach(), "T-": negative.detach(), **our_gradients(detector)}
-
-
-def _naive_texts(detector: naive.NaiveDetector, weights: Tensor, chunk: int) -> Numbers:
-    """The same, `chunk` classes at a time."""
-    detector.zero_grad(set_to_none=True)
-    features: list[Tensor] = []
+def _texts(encode: Encode, module: nn.Module, weights: Tensor, chunk: int) -> Numbers:
+    """Text features, and gradients of their sum weighted by `weights` [2, C, embed_dim]; `chunk` classes at a time."""
+    module.zero_grad(set_to_none=True)
+    features = []
     for start in range(0, weights.shape[1], chunk):
         rows = slice(start, start + chunk)
-        both = torch.stack([detector.text_features(ctx, rows) for ctx in (detector.pos_ctx, detector.neg_ctx)])
+        both = torch.stack(encode(rows))
         (both * weights[:, rows]).sum().backward()
         features.append(both.detach())
-    return {**dict(zip(("T+", "T-"), torch.cat(features, dim=1))), **naive_gradients(detector)}
+    return {**dict(zip(("T+", "T-"), torch.cat(features, dim=1))), **gradients(module)}
 
 
 def scaling(bench: Bench) -> Iterator[Case]:
     """Growth of a phase-1 step's operations with the number of classes."""
-    few, many = bench.sizes.scaling_classes
+    few, many = bench.sizes.text_classes
     batch = bench.sizes.scaling_batch
     cpu = replace(bench, device=torch.device("cpu"))
+    cfg = cpu.config(prec="fp32")
 
     def check() -> tuple[Numbers, Numbers]:
-        ours, theirs = both_steps(cpu, cpu.config(prec="fp32"), few, 2, 1)
+        ours, theirs = both_steps(cpu, cfg, few, 2, 1)
         return ours(), theirs()
 
     def facts() -> Row:
-        flops = {
-            "ours": {n_classes: our_step_flops(cpu, n_classes, batch) for n_classes in (few, many)},
-            "naive": {n_classes: naive_step_flops(cpu, n_classes, batch) for n_classes in (few, many)},
-        }
+        flops: dict[str, dict[int, int]] = {"ours": {}, "naive": {}}
+        for n_classes in (few, many):
+            ours, theirs = both_detectors(cfg, n_classes)
+            flops["ours"][n_classes] = _step_flops(ours, batch, ours.image_size, "cpu")
+            flops["naive"][n_classes] = _step_flops(theirs, batch, ours.image_size, "meta")
         growth = {side: counts[many] / counts[few] for side, counts in flops.items()}
         return {"step_flops": flops, "growth": growth, "growth_target": 1.3, "reached": growth["ours"] < 1.3}
 
@@ -99,20 +88,14 @@ def scaling(bench: Bench) -> Iterator[Case]:
     yield Case(name, 1e-3, check=check, facts=facts, note=note)
 
 
-def our_step_flops(bench: Bench, n_classes: int, batch: int) -> int:
-    """Operations of both towers in one of our phase-1 steps, forward and backward."""
-    ours, _ = both_detectors(bench.config(prec="fp32"), n_classes)
-    images = random_batch(bench, 2, n_classes, ours.image_size)[0]
-    # Every product is linear in the batch size, so two small steps determine a large one.
-    one, two = towers_flops(ours, images[:1]), towers_flops(ours, images)
+def _step_flops(detector: nn.Module, batch: int, size: int, device: str) -> int:
+    """Operations of both towers in a phase-1 step, forward and backward; on the meta device nothing is computed.
+
+    Every product is linear in the batch size, so two small steps determine a large one.
+    """
+    images = torch.zeros(2, 3, size, size, device=device)
+    one, two = (towers_flops(detector.to(device), images[:n]) for n in (1, 2))
     return one + (batch - 1) * (two - one)
-
-
-def naive_step_flops(bench: Bench, n_classes: int, batch: int) -> int:
-    """The same of the naive side, counted without computing anything."""
-    ours, theirs = both_detectors(bench.config(prec="fp32"), n_classes)
-    images = torch.empty(batch, 3, ours.image_size, ours.image_size, device="meta")
-    return towers_flops(theirs.to("meta"), images)
 
 
 def towers_flops(detector: nn.Module, images: Tensor) -> int:

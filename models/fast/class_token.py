@@ -13,13 +13,10 @@ from torch import Tensor, nn
 
 
 def class_token_attention(attn: nn.MultiheadAttention, x: Tensor, context: Tensor | None) -> Tensor:
-    """Attention output of the first token, before the output projection: [B, 1, width].
+    """Attention output of the first token, before the output projection: [B, L, width] -> [B, 1, width].
 
-    The keys' bias adds the same to the scores of all tokens, so it cancels in the softmax.
-
-    Args:
-        x: tokens after ln_1, [B, L, width].
-        context: further tokens after ln_1, the same for the whole batch, [n, width].
+    `x` and further tokens of the whole batch, `context` [n, width], come after ln_1. The keys' bias adds the same to the
+    scores of all tokens, so it cancels in the softmax.
     """
     shape = (attn.num_heads, attn.head_dim)
     w_q, w_k, w_v = attn.in_proj_weight.chunk(3)

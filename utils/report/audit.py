@@ -1,10 +1,8 @@
 """Estimate of the share of wrong labels, and of those that a review would miss, without true labels.
 
 The estimate counts the samples whose given label is not the class that the adapted model suggests. The rejected samples
-would be too few: a weak negative prompt lets wrong labels through. The count differs from the true number of wrong
-labels by at most the suggestions' own errors, because the two disagree about a label only where the suggestion is
-wrong; missed and false alarms partly cancel. The error rate on the test split, whose labels are correct, therefore
-bounds it.
+would be too few: a weak negative prompt lets wrong labels through. Count and truth differ only where a suggestion is
+wrong, so the error rate on the test split, whose labels are correct, bounds the error of the estimate.
 
 Labels flipped before training (`audit_injection`) measure memorisation: the share of them that is caught afterwards
 tells how far the estimate can be trusted.
@@ -15,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,23 +81,20 @@ def audit_labels(
     trained = given if trained is None else np.asarray(trained)
     kept, flipped = (suggested >= 0) & (given == trained), (suggested >= 0) & (given != trained)
     disagrees = suggested != given
+    caught, wrong_scores = None, score[kept & disagrees]
     if flipped.any():
-        caught = _share(int((suggested != trained)[flipped].sum()), int(flipped.sum()))
+        caught = _share((suggested != trained)[flipped])
         wrong_scores = np.asarray(trained_score)[flipped]
-    else:
-        caught, wrong_scores = None, score[kept & disagrees]
     confusion = np.zeros((len(class_names), len(class_names)), dtype=np.int64)
     np.add.at(confusion, (given[kept], suggested[kept]), 1)
-    noise_rate, *interval = _noise_rate(disagrees[kept], ~selected[kept], error)
+    noise_rate, low, high = _noise_rate(disagrees[kept], ~selected[kept], error)
     members = [kept & (given == c) for c in range(len(class_names))]
+    by_class = [(int(of.sum()), *_noise_rate(disagrees[of], ~selected[of], error)) for of in members]
     return Audit(
         noise_rate=noise_rate,
-        interval=(interval[0], interval[1]),
-        by_class=[
-            (name, int(of.sum()), *_noise_rate(disagrees[of], ~selected[of], error))
-            for name, of in zip(class_names, members)
-        ],
-        pairs=_pairs(confusion, class_names),
+        interval=(low, high),
+        by_class=[(name, *figures) for name, figures in zip(class_names, by_class)],
+        pairs=confused_pairs(given[kept], suggested[kept], class_names)[:N_PAIRS],
         confusion=confusion,
         missed=[(float(budget), missed_at(score[kept], wrong_scores, budget)) for budget in BUDGETS],
         caught=caught,
@@ -108,19 +104,15 @@ def audit_labels(
 
 
 def missed_at(score: np.ndarray, wrong_scores: np.ndarray, budget: float) -> float:
-    """Share of wrong labels, in percent, outside of a review of the lowest scores; 0 if there are none.
+    """Share of wrong labels, in percent, outside of a review of the `budget` percent lowest scores; 0 if there are none.
 
-    Args:
-        score: of all samples, [N].
-        wrong_scores: of samples that are wrong, or are taken to be, [M].
-        budget: percent of the N samples that are reviewed.
+    `score` [N] is of all samples, `wrong_scores` [M] of those that are wrong, or are taken to be.
     """
     n = round(budget / 100 * len(score))
     if not len(wrong_scores):
         return 0.0
-    if not n:
-        return 100.0
-    return 100 * float((wrong_scores > np.partition(score, n - 1)[n - 1]).mean())
+    highest_reviewed = np.partition(score, n - 1)[n - 1] if n else -np.inf
+    return 100 * float((wrong_scores > highest_reviewed).mean())
 
 
 def write_audit(path: Path, audit: Audit) -> None:
@@ -129,31 +121,28 @@ def write_audit(path: Path, audit: Audit) -> None:
 
 
 def _noise_rate(disagrees: np.ndarray, rejected: np.ndarray, error: float | None) -> tuple[float, float, float]:
-    """Estimated share of wrong labels among n samples, lowest, highest, in percent.
+    """Estimated share of wrong labels, lowest, highest, in percent, from suggestions and rejections, bool [n] each.
 
     The interval is the estimate plus and minus `error` and the sampling error. Without `error` it reaches from the
     samples that both rule and suggestion reject to those that at least one of them rejects.
-
-    Args:
-        disagrees: the suggested class is another one, bool [n].
-        rejected: the rule rejects the given label, bool [n].
     """
-    n = len(disagrees)
-    rate, low, high = _share(int(disagrees.sum()), n)
+    rate, low, high = _share(disagrees)
     if error is not None:
         return rate, max(0.0, low - error), min(100.0, high + error)
-    return rate, _share(int((disagrees & rejected).sum()), n)[1], _share(int((disagrees | rejected).sum()), n)[2]
+    return rate, _share(disagrees & rejected)[1], _share(disagrees | rejected)[2]
 
 
-def _pairs(confusion: np.ndarray, class_names: Sequence[str]) -> list[tuple[str, str, int]]:
-    counts = confusion - np.diag(np.diag(confusion))
-    rows, columns = np.nonzero(counts)
-    order = np.argsort(-counts[rows, columns], kind="stable")[:N_PAIRS]
-    return [(class_names[i], class_names[j], int(counts[i, j])) for i, j in zip(rows[order], columns[order])]
+def confused_pairs(given: np.ndarray, suggested: np.ndarray, class_names: Sequence[str]) -> list[tuple[str, str, int]]:
+    """(given, suggested, samples) of labels [N] that differ, most frequent first; -1: no suggestion."""
+    differ = (given != suggested) & (suggested >= 0)
+    pairs = Counter(zip(given[differ].tolist(), suggested[differ].tolist()))
+    ranked = sorted(pairs.items(), key=lambda item: (-item[1], item[0]))
+    return [(class_names[g], class_names[s], n) for (g, s), n in ranked]
 
 
-def _share(k: int, n: int) -> tuple[float, float, float]:
-    """k of n in percent, with Wilson's 95 % interval (1927); for n = 0 the interval is [0, 100]."""
+def _share(mask: np.ndarray) -> tuple[float, float, float]:
+    """Share of a mask, bool [n], in percent, with Wilson's 95 % interval (1927); [0, 100] for n = 0."""
+    k, n = int(mask.sum()), len(mask)
     if not n:
         return 0.0, 0.0, 100.0
     share, spread = k / n, Z * Z / n

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from utils.report.findings import N_BINS, Histogram, LineChart
+from utils.report.findings import N_BINS, LineChart
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; dashes tell the lines apart without colour.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
@@ -45,15 +46,8 @@ LONG_NAME = 20  # letters; legends of longer names have one column
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-class Chart(NamedTuple):
-    """A title and a complete <svg> element with a description, without ids and without references."""
-
-    title: str
-    svg: Markup
-
-
-def draw_lines(chart: LineChart) -> Chart:
-    """Draw lines that differ in colour and dashes; a line of one point becomes a short level one."""
+def draw_lines(chart: LineChart) -> tuple[str, Markup]:
+    """Title and <svg> of lines that differ in colour and dashes; a line of one point becomes a short level one."""
 
     def draw(axes: Axes) -> None:
         for line, colour, dashes in zip(chart.lines, COLOURS, DASHES):
@@ -66,42 +60,36 @@ def draw_lines(chart: LineChart) -> Chart:
 
     ends = "; ".join(f"{line.name} ends at {line.y[-1]:.4g}" for line in chart.lines)
     description = f"{chart.title}. {chart.y_label} over {chart.x_label}: {ends}."
-    return Chart(chart.title, _render(draw, [line.name for line in chart.lines], description))
+    return chart.title, _render(draw, [line.name for line in chart.lines], description)
 
 
-def draw_histogram(histogram: Histogram) -> Chart:
-    """Draw stacked bars: filled for the first group, outlined for the second."""
+def draw_histogram(groups: dict[str, list[int]]) -> tuple[str, Markup]:
+    """Title and <svg> of stacked bars: filled for the first group, outlined for the second."""
 
     def draw(axes: Axes) -> None:
-        below = [0] * N_BINS
-        for (name, counts), colour, alpha in zip(histogram.groups.items(), COLOURS, (1, 0.3)):
-            drawn = [k for k in range(N_BINS) if counts[k]]
-            bars = axes.bar(
-                [(k + 0.5) / N_BINS for k in drawn],
-                [counts[k] for k in drawn],
-                0.8 / N_BINS,
-                [below[k] for k in drawn],
-                facecolor=(colour, alpha),
-                edgecolor=colour,
-                label=name,
-            )
-            for k, bar in zip(drawn, bars):
-                bar.set_gid(f"{k / N_BINS:g} to {(k + 1) / N_BINS:g}, {name}: {counts[k]:,}")
-            below = [n + m for n, m in zip(below, counts)]
+        below = np.zeros(N_BINS, dtype=int)
+        for (name, counts), colour, alpha in zip(groups.items(), COLOURS, (1, 0.3)):
+            drawn = np.flatnonzero(counts)
+            heights = np.array(counts)[drawn]
+            style: dict[str, Any] = {"facecolor": (colour, alpha), "edgecolor": colour, "label": name}
+            bars = axes.bar((drawn + 0.5) / N_BINS, heights, 0.8 / N_BINS, below[drawn], **style)
+            for k, n, bar in zip(drawn, heights, bars):
+                bar.set_gid(f"{k / N_BINS:g} to {(k + 1) / N_BINS:g}, {name}: {n:,}")
+            below = below + counts
         axes.set(
             xlabel="label score (low = suspicious)", ylabel="samples", xlim=(0, 1), ylim=(0, max(1, *below) * 1.05)
         )
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
-    totals = [sum(counts) for counts in zip(*histogram.groups.values())]
+    title = "Distribution of the label score"
+    totals = [sum(counts) for counts in zip(*groups.values())]
     halves = f"{sum(totals[: N_BINS // 2]):,} samples below 0.5, {sum(totals[N_BINS // 2 :]):,} from 0.5 on"
-    description = f"{histogram.title}: histogram of the label score, {halves}."
-    return Chart(histogram.title, _render(draw, list(histogram.groups), description))
+    return title, _render(draw, list(groups), f"{title}: histogram of the label score, {halves}.")
 
 
 def _render(draw: Callable[[Axes], None], names: list[str], description: str) -> Markup:
-    """Draw one pair of axes with a legend below it; the same drawing gives the same bytes."""
+    """<svg> of one pair of axes with a legend below it; the same drawing gives the same bytes."""
     columns = 1 if max(map(len, names)) > LONG_NAME else 2
     height = HEIGHT + LEGEND_ROW * -(-len(names) // columns)
     file = io.BytesIO()
@@ -126,13 +114,9 @@ def _inline(svg: ElementTree.Element, description: str) -> Markup:
         element.attrib.pop("clip-path", None)  # nothing is outside of its axes
         if style := element.get("style"):
             rules = [rule for rule in style.split("; ") if not rule.startswith("font-family")]
-            element.set("style", "; ".join(_themed(rule) for rule in rules))
+            pairs = [rule.split(": ") for rule in rules]
+            element.set("style", "; ".join(f"{name}: {THEMED.get(value, value)}" for name, value in pairs))
     box = svg.attrib["viewBox"]
     svg.attrib.clear()
     svg.attrib |= {"class": "chart", "viewBox": box, "role": "img", "aria-label": description}
     return Markup(ElementTree.tostring(svg, encoding="unicode", short_empty_elements=False).strip())
-
-
-def _themed(rule: str) -> str:
-    name, _, value = rule.partition(": ")
-    return f"{name}: {THEMED.get(value, value)}"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from datasets import Data
 from utils.metrics import has_both_kinds, selection_quality
-from utils.report.audit import Audit
+from utils.report.audit import Audit, confused_pairs
 from utils.selection.scores import SampleScores
 
 N_BINS = 40  # of the histogram
@@ -22,7 +22,7 @@ OWN_SCORE = "this run"
 
 
 class Line(NamedTuple):
-    """One line of a chart; `y` holds finite numbers only."""
+    """A line of a chart; `y` holds finite numbers only."""
 
     name: str
     x: list[float]
@@ -41,14 +41,6 @@ class LineChart:
     limits: tuple[float, float] | None = None
 
 
-@dataclass(frozen=True)
-class Histogram:
-    """Counts of `label_score` in equal bins over [0, 1], one list per group of samples; stacked when drawn."""
-
-    title: str
-    groups: dict[str, list[int]]
-
-
 class ClassNoise(NamedTuple):
     """Wrong labels of one given class: its samples, and the share in percent with its interval where one is known."""
 
@@ -56,14 +48,6 @@ class ClassNoise(NamedTuple):
     n: int
     rate: float
     interval: tuple[float, float] | None = None
-
-
-class Pair(NamedTuple):
-    """Number of samples with the given label `given` and the suggested label `suggested`."""
-
-    given: str
-    suggested: str
-    n: int
 
 
 @dataclass(frozen=True)
@@ -75,7 +59,9 @@ class Findings:
         suspicious: sample numbers, lowest score first, int64; scored samples that were not selected.
         noise_rate, interval: the audit's estimate of the share of wrong labels, None without an audit.
         quality: precision, recall and F1 of the selection; empty where true labels are unknown.
-        classes, pairs: sorted, the noisiest and the most frequent first.
+        histogram: counts of the label score in equal bins over [0, 1], by group of samples.
+        classes: the noisiest first.
+        pairs: (given, suggested, samples), the most frequent first.
     """
 
     n_samples: int
@@ -84,9 +70,9 @@ class Findings:
     noise_rate: float | None
     interval: tuple[float, float] | None
     quality: dict[str, float]
-    histogram: Histogram
+    histogram: dict[str, list[int]]
     classes: list[ClassNoise]
-    pairs: list[Pair]
+    pairs: list[tuple[str, str, int]]
     charts: list[LineChart]
 
     @property
@@ -103,38 +89,41 @@ def summarise(
     audit: Audit | None = None,
     comparisons: dict[str, Tensor] | None = None,
 ) -> Findings:
-    """Count and sort the scores of `data.train`.
+    """Findings of the scores of `data.train`.
 
     Args:
         history: the lines of metrics.jsonl.
         audit: better estimates than counts of suspicious samples.
         comparisons: other scores of the given labels, by name, high = clean, [N]; NaN where there is none.
     """
-    given, suggested = data.train.given.cpu().numpy(), scores.suggested.cpu().numpy()
-    score, selected = scores.score.cpu().double().numpy(), scores.selected.cpu()
-    is_clean = None if data.train.is_clean is None else data.train.is_clean.cpu()
+    names, quality = data.class_names, selection_quality(scores.selected.cpu(), data.train.is_clean)
+    given, suggested, selected = (x.numpy(force=True) for x in (data.train.given, scores.suggested, scores.selected))
+    is_clean = None if data.train.is_clean is None else data.train.is_clean.numpy(force=True)
+    score = scores.score.double().numpy(force=True)
     seen = np.isfinite(score)
-    suspicious = np.flatnonzero(seen & ~selected.numpy())
+    suspicious = np.flatnonzero(seen & ~selected)
     suspicious = suspicious[np.argsort(score[suspicious], kind="stable")]
     classes = [ClassNoise(name, n, rate, (low, high)) for name, n, rate, low, high in audit.by_class] if audit else []
-    classes = classes or _noise_by_class(given[seen], given[suspicious], data.class_names)
-    pairs = [Pair(*row) for row in audit.pairs] if audit else []
-    pairs = pairs or _pairs(given[suspicious], suggested[suspicious], data.class_names)
+    classes = classes or _noise_by_class(given[seen], given[suspicious], names)
+    pairs = (audit and audit.pairs) or confused_pairs(given[suspicious], suggested[suspicious], names)
     charts = _training(history)
     if is_clean is not None:
-        others = {name: other.cpu().double().numpy() for name, other in (comparisons or {}).items()}
-        charts += _curves({OWN_SCORE: score, **others}, is_clean.numpy())
+        others = {name: other.double().numpy(force=True) for name, other in (comparisons or {}).items()}
+        charts += _curves({OWN_SCORE: score, **others}, is_clean)
+    kinds = ("selected", "suspicious") if is_clean is None else ("label is right", "label is wrong")
+    good = selected if is_clean is None else is_clean
+    groups = dict(zip(kinds, (score[seen & good], score[seen & ~good])))
     return Findings(
         n_samples=len(given),
         n_seen=int(seen.sum()),
         suspicious=suspicious,
         noise_rate=audit.noise_rate if audit else None,
         interval=audit.interval if audit else None,
-        quality={k: v for k, v in selection_quality(selected, is_clean).items() if v is not None},
-        histogram=_histogram(score, seen, selected.numpy(), None if is_clean is None else is_clean.numpy()),
+        quality={k: v for k, v in quality.items() if v is not None},
+        histogram={k: np.histogram(v, bins=N_BINS, range=(0, 1))[0].tolist() for k, v in groups.items()},
         classes=sorted(classes, key=lambda c: (-c.rate, c.name)),
-        pairs=sorted(pairs, key=lambda p: (-p.n, p.given, p.suggested)),
-        charts=charts,
+        pairs=sorted(pairs, key=lambda pair: (-pair[2], pair)),
+        charts=[chart for chart in charts if chart.lines],
     )
 
 
@@ -144,31 +133,15 @@ def _noise_by_class(given: np.ndarray, suspicious: np.ndarray, class_names: Sequ
     return [ClassNoise(c, n, 100 * k / n) for c, n, k in zip(class_names, *counts) if n]
 
 
-def _pairs(given: np.ndarray, suggested: np.ndarray, class_names: Sequence[str]) -> list[Pair]:
-    differ = (given != suggested) & (suggested >= 0)
-    pairs, counts = np.unique(np.stack([given[differ], suggested[differ]]), axis=1, return_counts=True)
-    return [Pair(class_names[g], class_names[s], n) for (g, s), n in zip(pairs.T.tolist(), counts.tolist())]
-
-
-def _histogram(score: np.ndarray, seen: np.ndarray, selected: np.ndarray, is_clean: np.ndarray | None) -> Histogram:
-    names, good = ("selected", "suspicious"), selected
-    if is_clean is not None:
-        names, good = ("label is right", "label is wrong"), is_clean
-    groups = dict(zip(names, (seen & good, seen & ~good)))
-    counts = {k: np.histogram(score[v], bins=N_BINS, range=(0, 1))[0].tolist() for k, v in groups.items()}
-    return Histogram("Distribution of the label score", counts)
-
-
 def _training(history: list[dict]) -> list[LineChart]:
     """Losses over epochs, and everything in percent."""
     names = list(dict.fromkeys(name for line in history for name in line))
     losses = [n for n in names if n.startswith("loss")]
     shares = [n for n in names if n.endswith(("_accuracy", "_batch_mean"))]
-    charts = [
+    return [
         LineChart("losses", "Training: losses", "epoch", "loss", _over_epochs(history, losses)),
         LineChart("training", "Training: accuracy and selection", "epoch", "%", _over_epochs(history, shares)),
     ]
-    return [chart for chart in charts if chart.lines]
 
 
 def _over_epochs(history: list[dict], names: list[str]) -> list[Line]:
@@ -182,9 +155,8 @@ def _over_epochs(history: list[dict], names: list[str]) -> list[Line]:
 
 
 def _curves(scores: dict[str, np.ndarray], is_clean: np.ndarray) -> list[LineChart]:
-    """Precision-recall and ROC curves of detecting clean labels; none where all labels are right, or all wrong."""
-    pr: list[Line] = []
-    roc: list[Line] = []
+    """Precision-recall and ROC curves of detecting clean labels; no lines where all labels are right, or all wrong."""
+    pr, roc = [], []
     for name, score in scores.items():
         known = np.isfinite(score)
         truth, score = is_clean[known], score[known]
@@ -196,16 +168,13 @@ def _curves(scores: dict[str, np.ndarray], is_clean: np.ndarray) -> list[LineCha
         wrong, right, _ = roc_curve(truth, score)
         roc.append(_curve(f"{name} (AUC {100 * roc_auc_score(truth, score):.1f})", wrong, right))
     limits = (0.0, 100.0)
-    charts = [
+    return [
         LineChart("precision_recall", "Clean labels found: precision and recall", "recall, %", "precision, %", pr, limits),
         LineChart("roc", "Clean labels found: ROC curve", "wrong labels selected, %", "clean labels selected, %", roc, limits),
     ]  # fmt: skip
-    return [chart for chart in charts if chart.lines]
 
 
 def _curve(name: str, x: np.ndarray, y: np.ndarray) -> Line:
     """A line in percent, thinned to at most `MAX_POINTS`."""
-    kept = np.arange(len(x))
-    if len(x) > MAX_POINTS:
-        kept = np.unique(np.linspace(0, len(x) - 1, MAX_POINTS).round().astype(int))
+    kept = np.unique(np.linspace(0, len(x) - 1, MAX_POINTS).round().astype(int))
     return Line(name, *((100 * values[kept]).round(2).tolist() for values in (x, y)))

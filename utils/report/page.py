@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from datasets.thumbnails import thumbnails
 from utils.files import write_text
 from utils.report.audit import Audit
 from utils.report.charts import draw_histogram, draw_lines
-from utils.report.findings import ClassNoise, Findings, Pair, summarise
+from utils.report.findings import Findings, summarise
 from utils.selection.scores import SampleScores
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -54,71 +53,49 @@ def write_report(
     audit: Audit | None = None,
     comparisons: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write the page; the same inputs give the same bytes.
-
-    Args:
-        history, audit, comparisons: see `utils.report.findings.summarise`.
-    """
+    """Write the page of the findings (`summarise` explains the inputs); the same inputs give the same bytes."""
     findings = summarise(data, scores, history, audit=audit, comparisons=comparisons)
     gallery = _gallery(data, scores, findings)
+    classes, pairs = _tables(findings, gallery)
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )  # fmt: skip
     page = environment.get_template("report.html").render(
-        css=_source("report.css"),
-        js=_source("report.js"),
+        css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        js=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
         run=run_facts,
         findings=findings,
         gallery=gallery,
         headlines=_headlines(findings, history),
         histogram=draw_histogram(findings.histogram),
         charts=[draw_lines(chart) for chart in findings.charts],
-        classes=_class_rows(findings.classes, gallery, data.class_names),
-        pairs=_pair_rows(findings.pairs, gallery, data.class_names),
+        classes=classes,
+        pairs=pairs,
         shown_rows=SHOWN_ROWS,
     )
     write_text(path, page)
 
 
-def _source(name: str) -> Markup:
-    return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
-
-
-# ----------------------------------------------------------------- headlines
-
-
-class Headline(NamedTuple):
-    """A figure, its name, and a line of explanation."""
-
-    value: str
-    name: str
-    note: str
-
-
-def _headlines(findings: Findings, history: list[dict]) -> list[Headline]:
+def _headlines(findings: Findings, history: list[dict]) -> list[tuple[str, str, str]]:
+    """Figures, each with its name and a line of explanation."""
     unseen = findings.n_samples - findings.n_seen
     scored = f"{unseen:,} of {findings.n_samples:,} were not scored" if unseen else f"all of {findings.n_samples:,}"
+    noise_rate, note = findings.suspicious_share, "the share of suspicious labels"
     if findings.noise_rate is not None and findings.interval is not None:
-        low, high = findings.interval
-        noise_rate, note = findings.noise_rate, f"{low:.1f} to {high:.1f} %"
-    else:
-        noise_rate, note = findings.suspicious_share, "the share of suspicious labels"
+        noise_rate, note = findings.noise_rate, "{:.1f} to {:.1f} %".format(*findings.interval)
     result = [
-        Headline(f"{findings.n_seen:,}", "labels scored", scored),
-        Headline(f"{len(findings.suspicious):,}", "suspicious labels", "not selected by the run"),
-        Headline(f"{noise_rate:.1f} %", "label issues, estimated", note),
+        (f"{findings.n_seen:,}", "labels scored", scored),
+        (f"{len(findings.suspicious):,}", "suspicious labels", "not selected by the run"),
+        (f"{noise_rate:.1f} %", "label issues, estimated", note),
     ]
     if findings.quality:
         note = "of the selected: precision {precision:.1f} %, recall {recall:.1f} %".format(**findings.quality)
-        result.append(Headline(f"{findings.quality['f1']:.1f} %", "F1 against the true labels", note))
+        result.append((f"{findings.quality['f1']:.1f} %", "F1 against the true labels", note))
     accuracies = [line["test_accuracy"] for line in history if "test_accuracy" in line]
     if accuracies:
         last = f"{accuracies[-1]:.1f} % after the last epoch"
-        result.append(Headline(f"{max(accuracies):.1f} %", "best test accuracy", last))
+        result.append((f"{max(accuracies):.1f} %", "best test accuracy", last))
     return result
-
-
-# ------------------------------------------------------------------- gallery
 
 
 def _gallery(data: Data, scores: SampleScores, findings: Findings) -> dict[str, Any]:
@@ -147,11 +124,8 @@ def _gallery(data: Data, scores: SampleScores, findings: Findings) -> dict[str, 
     return {"key": f"label-report-{key}", **content, "images": images}
 
 
-# ----------------------------------------------- tables with a bar in each row
-
-
 class Row(NamedTuple):
-    """A row of a table.
+    """A row of a table, with a bar.
 
     Attributes:
         names: class names, one or two.
@@ -164,27 +138,21 @@ class Row(NamedTuple):
     filters: tuple[int, ...] | None
     text: str
     width: float
-    interval: tuple[float, float] | None = None
+    interval: tuple[float, float] | None
 
 
-def _class_rows(classes: list[ClassNoise], gallery: dict[str, Any], class_names: Sequence[str]) -> list[Row]:
-    numbers, shown = _numbers(class_names), set(gallery["given"])
-    rows = []
-    for name, n, rate, interval in classes[:MAX_ROWS]:
-        filters = (numbers[name],) if numbers[name] in shown else None
-        share = f"{rate:.0f} % ({interval[0]:.0f} to {interval[1]:.0f})" if interval else f"{rate:.1f} %"
-        rows.append(Row((name,), filters, f"{share} of {n:,}", rate, interval))
-    return rows
+def _tables(findings: Findings, gallery: dict[str, Any]) -> tuple[list[Row], list[Row]]:
+    """Rows of the classes and of the pairs."""
+    numbers = {name: i for i, name in enumerate(gallery["classes"])}
+    shown = {*((given,) for given in gallery["given"]), *zip(gallery["given"], gallery["suggested"])}
 
+    def row(names: tuple[str, ...], text: str, width: float, interval: tuple[float, float] | None = None) -> Row:
+        filters = tuple(numbers[name] for name in names)
+        return Row(names, filters if filters in shown else None, text, width, interval)
 
-def _pair_rows(pairs: list[Pair], gallery: dict[str, Any], class_names: Sequence[str]) -> list[Row]:
-    numbers, shown = _numbers(class_names), set(zip(gallery["given"], gallery["suggested"]))
-    rows = []
-    for given, suggested, n in pairs[:MAX_ROWS]:
-        filters = (numbers[given], numbers[suggested])
-        rows.append(Row((given, suggested), filters if filters in shown else None, f"{n:,}", 100 * n / pairs[0].n))
-    return rows
-
-
-def _numbers(class_names: Sequence[str]) -> dict[str, int]:
-    return {name: i for i, name in enumerate(class_names)}
+    classes = []
+    for name, n, rate, interval in findings.classes[:MAX_ROWS]:
+        share = "{:.0f} % ({:.0f} to {:.0f})".format(rate, *interval) if interval else f"{rate:.1f} %"
+        classes.append(row((name,), f"{share} of {n:,}", rate, interval))
+    pairs = findings.pairs[:MAX_ROWS]
+    return classes, [row((given, suggested), f"{n:,}", 100 * n / pairs[0][2]) for given, suggested, n in pairs]

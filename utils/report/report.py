@@ -47,7 +47,7 @@ def report_detection(run: Run, data: Data, method: Method, loaders: dict[str, Lo
 
 
 def describe(is_clean: IsClean, run: Run) -> tuple[str, str | None]:
-    """What selected the samples: in words (the rule's docstring, threshold and moment), and the rule's source code."""
+    """The rule that selected the samples: in words (its docstring, threshold and moment), and its source code."""
     cfg, online = run.cfg, run.cfg.selects == "online"
     if cfg.verdict == "margin":
         when = "on average over the epochs" if online else "after the last epoch"
@@ -75,9 +75,9 @@ def report_selection(
     """Write the selected set, samples.csv, with `report` the page, and summary.json; returns the summary.
 
     Args:
-        rule: how the samples were selected, in words, for the selected set's .json and the page; `rule_source`: as code.
+        rule, rule_source: how the samples were selected, in words and as code.
         audit: estimates for the page.
-        comparisons: scores of the given labels by other rules, [N] by name, to compare on the page.
+        comparisons: scores of the given labels by other rules, [N] by name, for the page.
     """
     train, cfg, path = data.train, run.cfg, run.selected_set
     if cfg.review_budget is not None:
@@ -87,7 +87,7 @@ def report_selection(
     save_clean_set(path, selected, train.fingerprint(), rule=rule, rule_source=rule_source, seed=cfg.seed)
     write_samples(run.folder / "samples.csv", train, scores, data.class_names, suspicious_first=cfg.sort_samples)
     if cfg.report:
-        write_page(run, data, scores, rule=rule, audit=audit, comparisons=comparisons)
+        write_page(run, data, scores, rule, audit, comparisons)
     last = run.history[-1] if run.history else {}
     summary = {
         **selection_quality(selected, train.is_clean),
@@ -101,13 +101,7 @@ def report_selection(
 
 
 def write_page(
-    run: Run,
-    data: Data,
-    scores: SampleScores,
-    *,
-    rule: str,
-    audit: Audit | None,
-    comparisons: dict[str, Tensor] | None,
+    run: Run, data: Data, scores: SampleScores, rule: str, audit: Audit | None, comparisons: dict[str, Tensor] | None
 ) -> None:
     """Write report.html into the run directory."""
     from utils.report.page import RunFacts, write_report  # matplotlib takes a second to import
@@ -126,31 +120,21 @@ def write_page(
     )
     path = run.folder / "report.html"
     write_report(
-        path,
-        run_facts=facts,
-        data=data,
-        scores=scores,
-        history=run.history,
-        audit=audit,
-        comparisons=comparisons,
+        path, run_facts=facts, data=data, scores=scores, history=run.history, audit=audit, comparisons=comparisons
     )
     log.log(RESULT, f"wrote {path}: open it in a browser to review the suspicious labels")
 
 
 def report_unreadable(run: Run, loaders: dict[str, Loader]) -> dict[str, int]:
     """Say which images were left out (`skip_unreadable`) and list them in unreadable.csv; returns their number."""
-    rows = [
-        (split, loader.data.ids[i], why)
-        for split, loader in loaders.items()
-        for i, why in loader.state_dict()["unreadable"].items()
-    ]
+    rows = []
+    for split, loader in loaders.items():
+        rows += [(split, loader.data.ids[i], why) for i, why in loader.state_dict()["unreadable"].items()]
     if rows:
         path = run.folder / "unreadable.csv"
         write_text(path, as_csv([("split", "sample_id", "reason"), *sorted(rows)]))
-        names = ", ".join(name for _, name, _ in sorted(rows)[:3])
-        log.warning(
-            f"left out {len(rows)} images that cannot be read ({names}{', ...' if len(rows) > 3 else ''}): see {path}"
-        )
+        names = ", ".join([name for _, name, _ in sorted(rows)[:3]] + ["..."] * (len(rows) > 3))
+        log.warning(f"left out {len(rows)} images that cannot be read ({names}): see {path}")
     return {"n_unreadable": len(rows)}
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,17 +40,17 @@ def _number(text: str) -> float:
     return float(text) if text else math.nan
 
 
-# Column -> field of `Sample` and how it is read from a cell; None: written only. In the file's order.
-COLUMNS: dict[str, tuple[str, Callable[[str], Any]] | None] = {
-    "sample_id": ("sample_id", plain_cell),
-    "given_label": ("given", int),
-    "given_class": ("given_class", plain_cell),
-    "suggested_label": ("suggested", lambda text: int(text or -1)),
-    "suggested_class": ("suggested_class", plain_cell),
-    "label_score": ("score", _number),
-    "is_clean": ("is_clean", {"True": True, "False": False}.__getitem__),
+# Column -> how its cells are read, in the order of the file and of `Sample`; None: written only.
+COLUMNS: dict[str, Callable[[str], Any] | None] = {
+    "sample_id": plain_cell,
+    "given_label": int,
+    "given_class": plain_cell,
+    "suggested_label": lambda text: int(text or -1),
+    "suggested_class": plain_cell,
+    "label_score": _number,
+    "is_clean": {"True": True, "False": False}.__getitem__,
     "true_label": None,
-    "suggested_score": ("suggested_score", _number),
+    "suggested_score": _number,
     "margin": None,
 }
 REQUIRED = tuple(COLUMNS)[:7]
@@ -73,29 +75,19 @@ def read_samples(path: Path) -> list[Sample]:
         raise UserError(f"{path} cannot be read as a samples.csv ({error})") from None
     if not samples:
         raise UserError(f"{path} has no rows")
-    seen: set[str] = set()
-    for sample in samples:
-        if sample.sample_id in seen:
-            raise UserError(f"{path}: duplicate id '{sample.sample_id}'")
-        seen.add(sample.sample_id)
+    duplicate, n = Counter(sample.sample_id for sample in samples).most_common(1)[0]
+    if n > 1:
+        raise UserError(f"{path}: duplicate id '{duplicate}'")
     return samples
 
 
 def _sample(row: dict[str, str], where: str) -> Sample:
-    fields = [(column, *field) for column, field in COLUMNS.items() if field]
-    try:
-        sample = Sample(**{name: read(row.get(column) or "") for column, name, read in fields})
-        fits = (
-            sample.sample_id
-            and sample.given >= 0
-            and sample.suggested >= -1
-            and not (sample.score < 0 or sample.score > 1)
-        )
-    except (ValueError, KeyError):
-        fits = False
-    if not fits:
-        raise UserError(f"{where}: not a row of a samples.csv")
-    return sample
+    with contextlib.suppress(ValueError, KeyError):
+        sample = Sample(*(read(row.get(column) or "") for column, read in COLUMNS.items() if read))
+        labels_fit = sample.given >= 0 and sample.suggested >= -1
+        if sample.sample_id and labels_fit and (math.isnan(sample.score) or 0 <= sample.score <= 1):
+            return sample
+    raise UserError(f"{where}: not a row of a samples.csv")
 
 
 def write_samples(
@@ -103,11 +95,11 @@ def write_samples(
 ) -> None:
     """Write samples.csv: one row per train sample, in the data set's order or by ascending score.
 
-    `label_score` is the score of the given label in [0, 1], low = suspicious; `suggested_score` is the probability of the
-    suggested class, `margin` that minus the second highest. They and the suggestion are empty for a sample that was not
-    scored (`max_steps`); these samples come last. `true_label` is empty where it is unknown.
+    `label_score` in [0, 1], low = suspicious; `suggested_score`: probability of the suggested class, `margin`: that minus
+    the second highest. All three and the suggestion are empty for a sample that was not scored (`max_steps`), which comes
+    last by score; `true_label` is empty where it is unknown.
     """
-    given, suggested, score = (x.cpu().tolist() for x in (train.given, scores.suggested, scores.score))
+    given, suggested = train.given.tolist(), scores.suggested.tolist()
     cells: dict[str, Sequence] = {
         "sample_id": train.ids,
         "given_label": given,
@@ -115,17 +107,16 @@ def write_samples(
         "suggested_label": ["" if c < 0 else c for c in suggested],
         "suggested_class": ["" if c < 0 else class_names[c] for c in suggested],
         "label_score": _figures(scores.score),
-        "is_clean": scores.selected.cpu().tolist(),
-        "true_label": [""] * len(given) if train.true is None else train.true.cpu().tolist(),
+        "is_clean": scores.selected.tolist(),
+        "true_label": [""] * len(given) if train.true is None else train.true.tolist(),
         "suggested_score": _figures(scores.suggested_score),
         "margin": _figures(scores.margin),
     }
     rows = list(zip(*(cells[column] for column in COLUMNS)))
     if suspicious_first:
-        order = sorted(range(len(rows)), key=lambda i: math.inf if math.isnan(score[i]) else score[i])
-        rows = [rows[i] for i in order]
+        rows = [rows[i] for i in scores.score.argsort(stable=True).tolist()]  # NaN last
     write_text(path, as_csv([tuple(COLUMNS), *rows]))
 
 
 def _figures(values: Tensor) -> list[str]:
-    return ["" if math.isnan(x) else f"{x:.9g}" for x in values.cpu().tolist()]
+    return ["" if math.isnan(x) else f"{x:.9g}" for x in values.tolist()]
