@@ -8,7 +8,6 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
@@ -39,6 +38,7 @@ from utils.selection.rules import review_count
 from utils.selection.selected_set import clean_set_path, writable_clean_set
 
 Module = TypeVar("Module", bound=nn.Module)
+FIGURES = ("precision", "recall", "f1", "best_accuracy", "last_accuracy")  # of the summary, for the console
 
 
 class Run:
@@ -48,19 +48,15 @@ class Run:
         self.cfg, self.script, self.device = cfg, script, device
         settings = dataclasses.asdict(cfg)
         self.rounding = {k: settings[k] for k in settings if k in keys_that_affect("rounding")}
-        self.identity = {
-            "script": script,
-            **{k: settings[k] for k in settings if k in keys_that_affect("result")},
-            **inputs,
-        }
+        result = {k: settings[k] for k in settings if k in keys_that_affect("result")}
+        self.identity = {"script": script, **result, **inputs}
         self.folder = run_folder(cfg, script)
         self.selected_set = clean_set_path(cfg, self.folder if SCRIPTS[script] in ("select", "train") else None)
         self.log_file = LogFile(self.folder)
         self.board = Board(self.folder / "tensorboard") if cfg.report_to == "tensorboard" else None
         self.autocast_dtype, self.half_weights = precision(cfg, device)
-        self.scaler = torch.amp.GradScaler(
-            device.type, enabled=cfg.prec == "amp" and self.autocast_dtype == torch.float16
-        )
+        scaled = cfg.prec == "amp" and self.autocast_dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
         self.started = time.perf_counter()
         self.history: list[dict[str, Any]] = []
         self.saved: dict[str, Any] | None = None  # the checkpoint to resume from, until `epochs` has read it
@@ -76,9 +72,7 @@ class Run:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         log.removeHandler(self.log_file)
         if self.board is not None:
             self.board.close()
@@ -91,9 +85,8 @@ class Run:
 
     def autocast(self) -> torch.autocast:
         """Context of forward passes and losses."""
-        return torch.autocast(
-            self.device.type, self.autocast_dtype or torch.bfloat16, enabled=self.autocast_dtype is not None
-        )
+        dtype = self.autocast_dtype
+        return torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
     def bar(self, batches: Iterable[Any], title: str, total: int, done: int = 0) -> BatchBar:
         """A progress bar over batches, shown on a terminal.
@@ -136,12 +129,10 @@ class Run:
         Raises:
             StopRequestError: a signal arrived at this process or at one that works with it.
         """
-        number = all_reduce_max(stop_requested() or 0)
-        if not number:
-            return
-        if self.unfinished is not None:
-            self._save()
-        raise StopRequestError(number)
+        if number := all_reduce_max(stop_requested() or 0):
+            if self.unfinished is not None:
+                self._save()
+            raise StopRequestError(number)
 
     def end_epoch(self, epoch: int, metrics: dict[str, float]) -> None:
         """Log the epoch's metrics and save everything needed to resume from here."""
@@ -150,10 +141,7 @@ class Run:
         with defer_signals():
             self._save()
             self._write_history()
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        seconds = metrics.get("train_seconds")  # absent where nothing is trained
-        speed = f"  {metrics['images'] / seconds:,.4g} images/s" if seconds else ""
-        log.info(f"epoch {epoch}/{self.cfg.epochs}  {shown}{speed}")
+        log.info(f"epoch {epoch}/{self.cfg.epochs}  {in_words(metrics)}")
 
     def finish(self, summary: dict[str, Any], written: list[Path]) -> dict[str, Any]:
         """Write summary.json (with accuracies and costs) and log what was written where."""
@@ -161,10 +149,9 @@ class Run:
         summary = {**summary, **best_and_last_accuracies(self.history), **throughput(self.history), **costs}
         path = self.folder / "summary.json"
         write_text(path, json.dumps(summary, indent=1) + "\n")
-        figures = ("precision", "recall", "f1", "best_accuracy", "last_accuracy")
-        found = "  ".join(f"{name} {summary[name]:.2f}" for name in figures if summary.get(name) is not None)
-        if found:
-            log.log(RESULT, found)
+        figures = [f"{name} {summary[name]:.2f}" for name in FIGURES if summary.get(name) is not None]
+        if figures:
+            log.log(RESULT, "  ".join(figures))
         log.log(RESULT, f"wrote {', '.join(map(str, [*written, path]))}; log and checkpoint in {self.folder}")
         return summary
 
@@ -196,8 +183,7 @@ class Run:
             self.unfinished = Progress.from_state(facts["progress"], self.device)
             where = f"epoch {self.unfinished.epoch}, batch {self.unfinished.batches}"
         log.info(f"resuming from {self.folder / 'checkpoint.pt'}: {where}")
-        changed = [f"{k}={v}" for k, v in self.rounding.items() if facts["rounding"].get(k) != v]
-        if changed:
+        if changed := [f"{k}={v}" for k, v in self.rounding.items() if facts["rounding"].get(k) != v]:
             log.warning(f"resumed with other {', '.join(changed)}: the last bits of the result may differ")
 
     def _write_history(self) -> None:
@@ -252,6 +238,13 @@ def throughput(history: list[dict[str, Any]]) -> dict[str, float | None]:
     """Images per second of training; None where nothing is trained."""
     seconds = sum(line.get("train_seconds", 0) for line in history)
     return {"images_per_second": sum(line.get("images", 0) for line in history) / seconds if seconds else None}
+
+
+def in_words(metrics: dict[str, float]) -> str:
+    """An epoch's metrics and its images per second, which are absent where nothing is trained."""
+    seconds = metrics.get("train_seconds")
+    speed = [f"{metrics['images'] / seconds:,.4g} images/s"] if seconds else []
+    return "  ".join([*(f"{name} {value:.4g}" for name, value in metrics.items()), *speed])
 
 
 def introduction(run: Run) -> str:
