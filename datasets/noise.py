@@ -1,7 +1,7 @@
 """True labels -> noisy labels, exactly as the paper's scripts draw them (Section 4.1 and Appendix).
 
 One pure function per mode of `utils.config.catalog.NOISE`, with private random generators: the same arguments give the
-same labels, whatever else draws random numbers.
+same labels, whatever else draws random numbers. All take true labels, integers [N], and return noisy ones, int64 [N].
 """
 
 from __future__ import annotations
@@ -25,15 +25,10 @@ Pixels = Callable[[np.ndarray], np.ndarray]
 def synthetic_noise(
     labels: np.ndarray, n_classes: int, mode: str, ratio: float, seed: int, **options: Any
 ) -> np.ndarray:
-    """Draw the noise of a mode.
+    """Draw the noise of a mode, a row of `NOISE`.
 
     Args:
-        labels: true labels, integers [N].
-        mode: a row of `NOISE`.
         options: `pixels` and the variants of the data set, of which the mode's function gets those it takes.
-
-    Returns:
-        int64 [N].
 
     Raises:
         ValueError: unknown mode.
@@ -52,11 +47,7 @@ def symmetric_noise(
     The true class may be drawn again, so the realised noise rate is ratio (C - 1) / C.
 
     Args:
-        labels: true labels, integers [N].
         shuffle_classes: shuffle the classes before the labels are drawn, which all released scripts do but CUB's.
-
-    Returns:
-        int64 [N].
     """
     rng = random.Random(seed)
     rows = _noisy_rows(len(labels), ratio, rng)
@@ -67,7 +58,7 @@ def symmetric_noise(
 
 
 def pair_flip_noise(labels: np.ndarray, n_classes: int, ratio: float, seed: int) -> np.ndarray:
-    """Replace `ratio` of the labels, integers [N], by the next class: int64 [N]."""
+    """Replace `ratio` of the labels by the next class."""
     rows = _noisy_rows(len(labels), ratio, random.Random(seed))
     noisy = labels.astype(np.int64)
     noisy[rows] = (noisy[rows] + 1) % n_classes
@@ -86,12 +77,8 @@ def structured_noise(
     """Replace `ratio` of the labels in a random half of the classes.
 
     Args:
-        labels: true labels, integers [N].
         shuffle_classes: false to take the first half of the classes.
         structured_to_next: replace by the next class (Tiny-ImageNet, Cars) instead of a uniform draw (CIFAR).
-
-    Returns:
-        int64 [N].
     """
     rng = random.Random(seed)
     rows = _noisy_rows(len(labels), ratio, rng)
@@ -122,14 +109,7 @@ def instance_dependent_noise(labels: np.ndarray, n_classes: int, ratio: float, s
     """Instance-dependent noise (Xia et al., 2020): the image determines flip rate and class of its noisy label.
 
     One random stream serves flip rates, projection W [C, F, C] and label draws, in this order. W is drawn class by class,
-    so only [F, C] of it exists at a time.
-
-    Args:
-        labels: true labels, integers [N].
-        seed: seed 0 is the stream of the released scripts, numpy's RandomState(1).
-
-    Returns:
-        int64 [N].
+    so only [F, C] of it exists at a time. Seed 0 is the stream of the released scripts, numpy's RandomState(1).
     """
     n = len(labels)
     rng = np.random.RandomState(seed + 1)

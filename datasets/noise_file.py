@@ -44,19 +44,14 @@ def noisy_labels(
         UserError: the file is unreadable, or belongs to other labels, noise or seed.
     """
     facts = {**noise._asdict(), "true_sha256": labels_sha256(true)}
-    for path in paths:
-        if path.is_file():
-            labels = _read(path, facts, len(true))
-            log.info(f"noisy labels read from {path}: {noise}, {_changed(labels, true)}")
-            return labels
-    labels = draw()
-    path = _store(paths, labels, facts)
-    log.info(f"noisy labels drawn and stored in {path}: {noise}, {_changed(labels, true)}")
+    path = next((path for path in paths if path.is_file()), None)
+    if path:
+        labels, how = _read(path, facts, len(true)), f"read from {path}"
+    else:
+        labels = draw()
+        how = f"drawn and stored in {_store(paths, labels, facts)}"
+    log.info(f"noisy labels {how}: {noise}, {(labels != true).sum()} of {len(true)} labels are wrong")
     return labels
-
-
-def _changed(labels: np.ndarray, true: np.ndarray) -> str:
-    return f"{(labels != true).sum()} of {len(true)} labels are wrong"
 
 
 def _read(path: Path, facts: dict[str, Any], n: int) -> np.ndarray:
@@ -82,16 +77,12 @@ def _read(path: Path, facts: dict[str, Any], n: int) -> np.ndarray:
 
 def _store(paths: Sequence[Path], labels: np.ndarray, facts: dict[str, Any]) -> Path:
     """Write the labels to the first writable path and return it."""
-    text = np.array(json.dumps({**facts, "labels_sha256": labels_sha256(labels)}))
-    *others, last = paths
-    for path in others:
-        try:
-            return _write(path, labels, text)
-        except UserError:  # e.g. a read-only data directory
-            continue
-    return _write(last, labels, text)
-
-
-def _write(path: Path, labels: np.ndarray, facts: np.ndarray) -> Path:
-    write_atomically(path, lambda file: np.savez_compressed(file, labels=labels.astype(np.int32), facts=facts))
+    path, *others = paths
+    text = json.dumps({**facts, "labels_sha256": labels_sha256(labels)})
+    try:
+        write_atomically(path, lambda file: np.savez_compressed(file, labels=labels.astype(np.int32), facts=text))
+    except UserError:  # e.g. a read-only data directory
+        if not others:
+            raise
+        return _store(others, labels, facts)
     return path
