@@ -94,11 +94,6 @@ def labels_sha256(labels: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(labels, dtype="<i8").tobytes()).hexdigest()
 
 
-def array_ids(n: int) -> list[str]:
-    """Ids of arrays: the index."""
-    return [str(i) for i in range(n)]
-
-
 def as_images(array: np.ndarray) -> Tensor:
     """uint8 [N, h, w, 3] -> tensor [N, 3, h, w]."""
     return torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))

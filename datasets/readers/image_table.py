@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets.readers.layout import check_files, make_listing
+from datasets.readers.layout import make_listing
 from datasets.readers.names import Names, given_names, label_number, label_numbers, natural_sorted
-from datasets.readers.own_data import check_distinct, check_folder, validate
+from datasets.readers.own_data import check_distinct, check_folder
 from datasets.readers.safe_paths import outside
 from datasets.readers.splits import Listing, Splits
 from datasets.readers.tables import read_table
@@ -25,15 +25,8 @@ COLUMNS = {
     "split": ("set", "subset"),
     "true_label": ("true", "clean_label", "ground_truth"),
 }
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "test": "test",
-    "testing": "test",
-    "val": "test",
-    "valid": "test",
-    "validation": "test",
-}
+SPLITS = {"train": "train", "training": "train"}
+SPLITS |= dict.fromkeys(("test", "testing", "val", "valid", "validation"), "test")
 
 
 class Entry(NamedTuple):
@@ -51,20 +44,17 @@ def read_image_table(
     table: str | None,
     class_names: Sequence[str] | str | None = None,
     allow_outside_root: bool = False,
-    skip_unreadable: bool = False,
-    prompts: str = "names",
 ) -> Splits:
     """Read train split, test split and true labels if the table has them, and class names.
 
     Args:
         table: CSV, TSV or Parquet file.
         class_names: a list, or a file (`readers.names.given_names`); by default the labels.
-        allow_outside_root, skip_unreadable: as `readers.layout.check_files`.
-        prompts: `names` to warn of class names that mean nothing in prompts.
+        allow_outside_root: accept paths that lead out of `root`.
 
     Raises:
         UserError: no readable table; rows without path or label, or that contradict each other; labels that are not
-            classes; missing files, or files outside of `root`.
+            classes; files outside of `root`.
     """
     if table is None:
         raise UserError(
@@ -72,26 +62,24 @@ def read_image_table(
         )
     check_folder("image_table", root)
     source = f"table={table}"
-    splits = _splits(_entries(root, Path(table), source, allow_outside_root))
-    if not splits["train"]:
+    entries = _entries(root, Path(table), source, allow_outside_root)
+    train, test = ({name: row for name, row in entries.items() if row.split == split} for split in ("train", "test"))
+    if not train:
         raise UserError(f"{source}: no rows belong to the train split")
-    classes = given_names(class_names) or _own_names(splits["train"])
+    classes = given_names(class_names) or _own_names(train)
     check_distinct("image_table", classes.names)
     numbers = label_numbers(classes.names, classes.keys)
 
-    def listing(split: str, labels: Mapping[str, str]) -> Listing:
-        found = {}
-        for name, text in labels.items():
-            found[name] = label_number(text, numbers, f"{source}, line {splits[split][name].line}")
-        result = make_listing(root, found, what=f"{split} images")
-        return check_files(result, source, allow_outside_root=allow_outside_root, skip_unreadable=skip_unreadable)
+    def listing(split: str, texts: Mapping[str, str]) -> Listing:
+        labels = {name: label_number(t, numbers, f"{source}, line {entries[name].line}") for name, t in texts.items()}
+        return make_listing(root, labels, what=f"{split} images", source=source)
 
-    train = listing("train", {name: entry.label for name, entry in splits["train"].items()})
-    true = _true_labels(splits["train"], train.ids, numbers, source)
-    tests = {name: entry.true or entry.label for name, entry in splits["test"].items()}
-    test = listing("test", tests) if tests else None
-    own = Splits(train, test, true=true, names=classes.names, prompts=classes.prompts)
-    return validate("image_table", train, own, prompts=prompts)
+    given = listing("train", {name: entry.label for name, entry in train.items()})
+    true = _true_labels(train, given.ids, numbers, source)
+    tests = {name: entry.true or entry.label for name, entry in test.items()}
+    return Splits(
+        given, listing("test", tests) if tests else None, true=true, names=classes.names, prompts=classes.prompts
+    )
 
 
 def _entries(root: Path, table: Path, source: str, allow_outside_root: bool) -> dict[str, Entry]:
@@ -131,13 +119,6 @@ def _id(root: Path, path: str, where: str, allow_outside_root: bool) -> str:
     return name
 
 
-def _splits(entries: Mapping[str, Entry]) -> dict[str, dict[str, Entry]]:
-    splits: dict[str, dict[str, Entry]] = {"train": {}, "test": {}}
-    for name, entry in entries.items():
-        splits[entry.split][name] = entry
-    return splits
-
-
 def _own_names(train: Mapping[str, Entry]) -> Names:
     """Classes from the labels of the train rows, given or true."""
     labels = {text for entry in train.values() for text in (entry.label, entry.true) if text}
@@ -145,22 +126,20 @@ def _own_names(train: Mapping[str, Entry]) -> Names:
 
 
 def _true_labels(
-    train: Mapping[str, Entry], ids: list[str], numbers: Mapping[str, int], source: str
+    train: Mapping[str, Entry], ids: Sequence[str], numbers: Mapping[str, int], source: str
 ) -> np.ndarray | None:
     """True labels in the order of `ids`, int64 [N]; None without any.
 
     Raises:
         UserError: only some rows have one.
     """
-    known = [bool(entry.true) for entry in train.values()]
-    if not any(known):
+    lacking = [entry for entry in train.values() if not entry.true]
+    if len(lacking) == len(train):
         return None
-    lacking = next((entry for entry in train.values() if not entry.true), None)
-    if lacking is not None:
+    if lacking:
         raise UserError(
-            f"{source}, line {lacking.line}: true_label is empty, but other train rows have one; fill in all or none"
+            f"{source}, line {lacking[0].line}: true_label is empty, but other train rows have one; fill in all or none"
         )
-    return np.array(
-        [label_number(train[name].true, numbers, f"{source}, line {train[name].line}, true_label") for name in ids],
-        dtype=np.int64,
-    )
+    rows = [train[name] for name in ids]
+    labels = [label_number(row.true, numbers, f"{source}, line {row.line}, true_label") for row in rows]
+    return np.array(labels, dtype=np.int64)

@@ -13,8 +13,8 @@ from pathlib import Path
 from datasets.readers.layout import (
     HELP,
     class_folders,
+    files,
     find_folder,
-    image_names,
     make_listing,
     read_class_folders,
     read_lines,
@@ -52,7 +52,7 @@ def _read_test(folder: Path, classes: Mapping[str, int]) -> Listing:
 
     The usual scripts for this leave an empty val/images and the annotations in place.
     """
-    if image_names(folder / "val" / "images"):
+    if files(folder / "val" / "images"):
         return _read_annotated(folder, classes)
     for split in ("val", "test"):
         if any(name != "images" for name in subfolders(folder / split)):
@@ -74,7 +74,7 @@ def _read_annotated(folder: Path, classes: Mapping[str, int]) -> Listing:
         if name in labels:
             raise UserError(f"{path}, line {number}: duplicate entry '{name}'; keep one")
         labels[name] = classes[wnid]
-    images = set(image_names(folder / "val" / "images"))
+    images = set(files(folder / "val" / "images"))
     for name in sorted(images ^ labels.keys()):
         problem = f"no line for the image {name}" if name in images else f"the image {name} is missing"
         raise UserError(f"{path}: {problem} (images: {folder / 'val' / 'images'}); unpack the archive again")
