@@ -6,10 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from datasets.readers.layout import entries, files, make_listing, subfolders
+from datasets.readers.layout import entries, escapes_root, files, make_listing, outside, subfolders
 from datasets.readers.names import Names, given_names, natural_sorted
 from datasets.readers.own_data import check_distinct, check_folder
-from datasets.readers.safe_paths import escapes_root, outside
 from datasets.readers.splits import Listing, Splits
 from utils.errors import UserError
 from utils.log import log
@@ -31,42 +30,42 @@ def read_image_folder(
         UserError: no images, class names that do not match, links that lead outside.
     """
     check_folder("image_folder", root)
-    has_splits = _has_splits(root)
-    found = _class_images(root, "train" if has_splits else "", allow_outside_root)
+    train, test = _split_folders(root)
+    found = _class_images(root, train, allow_outside_root)
     if not found:
         raise UserError(
-            f"image_folder: found no images {'train/' if has_splits else ''}<class>/*.jpg (or {', '.join(SUFFIXES[1:])}) in {root}; put the images of each class into its own folder"
+            f"image_folder: found no images {train}<class>/*.jpg (or {', '.join(SUFFIXES[1:])}) in {root}; put the images of each class into its own folder"
         )
     classes = {name: label for label, name in enumerate(natural_sorted(found))}
-    test = None
-    if has_splits:
-        split = next((name for name in TEST_FOLDERS if name in subfolders(root)), None)
-        test = _listing(root, _class_images(root, split, allow_outside_root), classes) if split else None
-    classes_named = _names(root, class_names, list(classes))
-    check_distinct("image_folder", classes_named.names)
-    return Splits(_listing(root, found, classes), test, names=classes_named.names, prompts=classes_named.prompts)
+    named = _names(root, class_names, list(classes))
+    check_distinct("image_folder", named.names)
+    return Splits(
+        _listing(root, found, classes),
+        _listing(root, _class_images(root, test, allow_outside_root), classes) if test else None,
+        names=named.names,
+        prompts=named.prompts,
+    )
 
 
-def _has_splits(root: Path) -> bool:
-    """Whether the first level is train and test, not classes. A class may be called train, so its subfolders decide."""
+def _split_folders(root: Path) -> tuple[str, str]:
+    """Prefixes of train and test ids, "" for none. A class may be called train, so its subfolders decide."""
     if not subfolders(root / "train"):
-        return False
+        return "", ""
     other = [name for name in subfolders(root) if name not in ("train", *TEST_FOLDERS)]
     if other:
         raise UserError(
             f"image_folder: {root} contains train/ with subfolders and also '{other[0]}', so train may be a split or a class; move '{other[0]}' away, or all classes into train/"
         )
-    return True
+    return "train/", next((f"{name}/" for name in TEST_FOLDERS if name in subfolders(root)), "")
 
 
 def _class_images(root: Path, split: str, allow_outside_root: bool) -> dict[str, list[str]]:
     """Ids by class folder; warns of empty folders and of images outside of class folders."""
     top = root / split
-    found = {name: _images(root, f"{split}/{name}".lstrip("/"), allow_outside_root) for name in subfolders(top)}
+    found = {name: _images(root, f"{split}{name}", allow_outside_root) for name in subfolders(top)}
     empty = [name for name, ids in found.items() if not ids]
     if empty:
-        names = ", ".join(empty[:3])
-        log.warning(f"image_folder: skipped {len(empty)} folders without images in {top} ({names})")
+        log.warning(f"image_folder: skipped {len(empty)} folders without images in {top} ({', '.join(empty[:3])})")
     loose = files(top, SUFFIXES)
     if loose:
         log.warning(f"image_folder: skipped {len(loose)} images in {top} outside of class folders ({loose[0]})")

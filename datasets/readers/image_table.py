@@ -8,12 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from datasets.readers.layout import make_listing
+from datasets.readers.layout import make_listing, outside
 from datasets.readers.names import Names, given_names, label_number, label_numbers, natural_sorted
 from datasets.readers.own_data import check_distinct, check_folder
-from datasets.readers.safe_paths import outside
 from datasets.readers.splits import Listing, Splits
 from datasets.readers.tables import read_table
 from utils.errors import UserError
@@ -39,11 +36,7 @@ class Entry(NamedTuple):
 
 
 def read_image_table(
-    root: Path,
-    *,
-    table: str | None,
-    class_names: Sequence[str] | str | None = None,
-    allow_outside_root: bool = False,
+    root: Path, *, table: str | None, class_names: Sequence[str] | str | None = None, allow_outside_root: bool = False
 ) -> Splits:
     """Read train split, test split and true labels if the table has them, and class names.
 
@@ -66,27 +59,32 @@ def read_image_table(
     train, test = ({name: row for name, row in entries.items() if row.split == split} for split in ("train", "test"))
     if not train:
         raise UserError(f"{source}: no rows belong to the train split")
-    classes = given_names(class_names) or _own_names(train)
+    labels = {text for row in train.values() for text in (row.label, row.true) if text}
+    classes = given_names(class_names) or Names(natural_sorted(labels), [], [])
     check_distinct("image_table", classes.names)
     numbers = label_numbers(classes.names, classes.keys)
 
-    def listing(split: str, texts: Mapping[str, str]) -> Listing:
-        labels = {name: label_number(t, numbers, f"{source}, line {entries[name].line}") for name, t in texts.items()}
-        return make_listing(root, labels, what=f"{split} images", source=source)
+    def listing(split: str, texts: Mapping[str, str], column: str = "") -> Listing:
+        where = {name: f"{source}, line {entries[name].line}{column}" for name in texts}
+        found = {name: label_number(text, numbers, where[name]) for name, text in texts.items()}
+        return make_listing(root, found, what=f"{split} images", source=source)
 
-    given = listing("train", {name: entry.label for name, entry in train.items()})
-    true = _true_labels(train, given.ids, numbers, source)
-    tests = {name: entry.true or entry.label for name, entry in test.items()}
+    known = _true_labels(train, source)
+    tests = {name: row.true or row.label for name, row in test.items()}
     return Splits(
-        given, listing("test", tests) if tests else None, true=true, names=classes.names, prompts=classes.prompts
+        listing("train", {name: row.label for name, row in train.items()}),
+        listing("test", tests) if tests else None,
+        true=listing("train", known, ", true_label").labels if known else None,
+        names=classes.names,
+        prompts=classes.prompts,
     )
 
 
 def _entries(root: Path, table: Path, source: str, allow_outside_root: bool) -> dict[str, Entry]:
     """Entry by id; identical rows count once."""
     entries: dict[str, Entry] = {}
-    n_repeated = 0
-    for line, row in read_table(table, "table", COLUMNS, optional=["split", "true_label"]):
+    rows = read_table(table, "table", COLUMNS, optional=["split", "true_label"])
+    for line, row in rows:
         where = f"{source}, line {line}"
         name = _id(root, row["path"], where, allow_outside_root)
         split = row.get("split", "train").strip()
@@ -100,9 +98,8 @@ def _entries(root: Path, table: Path, source: str, allow_outside_root: bool) -> 
             raise UserError(
                 f"{where}: '{name[:200]}' has another label or split in line {earlier.line} ({earlier.label[:40]}, here {entry.label[:40]}); keep one"
             )
-        n_repeated += earlier is not entry
-    if n_repeated:
-        log.info(f"{source}: {n_repeated} rows repeat an earlier one; each image counts once")
+    if len(rows) > len(entries):
+        log.info(f"{source}: {len(rows) - len(entries)} rows repeat an earlier one; each image counts once")
     return entries
 
 
@@ -119,27 +116,12 @@ def _id(root: Path, path: str, where: str, allow_outside_root: bool) -> str:
     return name
 
 
-def _own_names(train: Mapping[str, Entry]) -> Names:
-    """Classes from the labels of the train rows, given or true."""
-    labels = {text for entry in train.values() for text in (entry.label, entry.true) if text}
-    return Names(natural_sorted(labels), [], [])
-
-
-def _true_labels(
-    train: Mapping[str, Entry], ids: Sequence[str], numbers: Mapping[str, int], source: str
-) -> np.ndarray | None:
-    """True labels in the order of `ids`, int64 [N]; None without any.
-
-    Raises:
-        UserError: only some rows have one.
-    """
-    lacking = [entry for entry in train.values() if not entry.true]
-    if len(lacking) == len(train):
-        return None
-    if lacking:
+def _true_labels(train: Mapping[str, Entry], source: str) -> dict[str, str]:
+    """True label by id; empty without any. A UserError if only some rows have one."""
+    known = {name: row.true for name, row in train.items() if row.true}
+    lacking = next((row for row in train.values() if not row.true), None)
+    if known and lacking:
         raise UserError(
-            f"{source}, line {lacking[0].line}: true_label is empty, but other train rows have one; fill in all or none"
+            f"{source}, line {lacking.line}: true_label is empty, but other train rows have one; fill in all or none"
         )
-    rows = [train[name] for name in ids]
-    labels = [label_number(row.true, numbers, f"{source}, line {row.line}, true_label") for row in rows]
-    return np.array(labels, dtype=np.int64)
+    return known

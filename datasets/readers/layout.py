@@ -1,4 +1,4 @@
-"""Finding and listing data sets of image files, with errors that name the missing file and the next step.
+"""Finding, listing and checking data sets of image files, with errors that name the missing file and the next step.
 
 The id of a sample is its path relative to the data set's folder, with forward slashes. Ids are sorted, so samples do not
 depend on the order of a file system or list.
@@ -6,6 +6,7 @@ depend on the order of a file system or list.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.readers.safe_paths import escapes_root, outside
 from datasets.readers.splits import Listing
 from utils.errors import UserError
 
@@ -42,19 +42,22 @@ def make_listing(folder: Path, labels: Mapping[str, int], *, what: str, source: 
 
 
 def find_folder(root: Path, name: str, *, dataset: str, markers: Sequence[str], archives: Sequence[str]) -> Path:
-    """Find the folder of a data set: `name` in `root`, or `root` itself, whichever holds a marker.
+    """Find the folder of `dataset`: `name` in `root`, or `root` itself, whichever holds a marker.
 
     Args:
-        dataset: name of the data set, for messages.
         markers: files or folders, one of which the data set's folder contains.
         archives: lower-case prefixes of the official archives' names; the message mentions one that is not unpacked.
 
     Raises:
         UserError: found in neither place.
     """
+
+    def holds_marker(folder: Path) -> bool:
+        return any((folder / marker).exists() for marker in markers)
+
     places = (root / name, root)
     for folder in places:
-        if _holds(folder, markers):
+        if holds_marker(folder):
             return folder
     wanted = f"{dataset}: looked for {' or '.join(markers)} in {root / name} and in {root}"
     if not root.is_dir():
@@ -63,16 +66,15 @@ def find_folder(root: Path, name: str, *, dataset: str, markers: Sequence[str], 
     deeper = [root / name / child for child in subfolders(root / name)]
     deeper += [root / child / name for child in subfolders(root)]
     for folder in deeper:
-        if _holds(folder, markers):
+        if holds_marker(folder):
             raise UserError(f"{wanted}: found it one folder deeper; set data_root={folder}")
-    for folder in places:
-        for file in files(folder, ARCHIVE_SUFFIXES):
-            if file.lower().startswith(tuple(archives)):
-                raise UserError(
-                    f"{wanted}: found the archive {folder / file}, which is not unpacked; unpack it in {root}"
-                )
-    found = next(f"{folder} holds {_some(folder)}" for folder in places if folder.is_dir())
-    raise UserError(f"{wanted}: {found}; put the data set there or set data_root; {HELP}")
+    for archive in [folder / file for folder in places for file in files(folder, ARCHIVE_SUFFIXES)]:
+        if archive.name.lower().startswith(tuple(archives)):
+            raise UserError(f"{wanted}: found the archive {archive}, which is not unpacked; unpack it in {root}")
+    folder = next(filter(Path.is_dir, places))
+    names = [entry.name for entry in entries(folder)]
+    found = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "") or "nothing"
+    raise UserError(f"{wanted}: {folder} holds {found}; put the data set there or set data_root; {HELP}")
 
 
 def subfolders(folder: Path) -> list[str]:
@@ -148,11 +150,6 @@ def _holds(folder: Path, markers: Sequence[str]) -> bool:
     return any((folder / marker).exists() for marker in markers)
 
 
-def _some(folder: Path, most: int = 4) -> str:
-    names = [entry.name for entry in entries(folder)]
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "nothing"
-
-
 # -------------------------------------------------------------------- lists
 
 
@@ -205,11 +202,8 @@ def read_labels(path: Path, n_classes: int, *, first: int = 0) -> dict[str, int]
 def to_label(text: str, n_classes: int, path: Path, number: int, *, first: int = 0) -> int:
     """Parse a label that starts at `first`; the result starts at 0.
 
-    Args:
-        path, number: list and line, for the message.
-
     Raises:
-        UserError: not an integer in [first, first + n_classes - 1].
+        UserError: not an integer in [first, first + n_classes - 1]; names the list `path` and the line `number`.
     """
     label = int(text) - first if text.isdecimal() else -1
     if not 0 <= label < n_classes:
@@ -217,6 +211,9 @@ def to_label(text: str, n_classes: int, path: Path, number: int, *, first: int =
             f"{path}, line {number}: invalid label '{text[:40]}': expected an integer in [{first}, {first + n_classes - 1}]"
         )
     return label
+
+
+# ------------------------------------------------------- listed files
 
 
 def check_files(listing: Listing, *, allow_outside_root: bool = False, skip_unreadable: bool = False) -> None:
@@ -239,7 +236,9 @@ def check_files(listing: Listing, *, allow_outside_root: bool = False, skip_unre
     for below, names in by_folder.items():
         if not allow_outside_root and escapes_root(root / below, real_root):
             raise outside(names[0], root, source)
-        is_link = _is_link(root / below)
+        is_link: dict[str, bool] = {}
+        with contextlib.suppress(OSError), os.scandir(root / below) as found:  # without the folder, all are missing
+            is_link = {entry.name: entry.is_symlink() for entry in found}
         for name in names:
             link = is_link.get(name.rpartition("/")[2])
             if link is None:
@@ -253,13 +252,19 @@ def check_files(listing: Listing, *, allow_outside_root: bool = False, skip_unre
         )
 
 
-def _is_link(folder: Path) -> dict[str, bool]:
-    """Whether each entry is a link, by name; empty if the folder cannot be listed."""
-    try:
-        with os.scandir(folder) as found:
-            return {entry.name: entry.is_symlink() for entry in found}
-    except OSError:
-        return {}
+def escapes_root(path: str | Path, root: str) -> bool:
+    """Whether a file, with all links followed, lies outside `root` (a path without links)."""
+    if "\0" in str(path):  # not a valid path
+        return True
+    real = os.path.realpath(path)
+    return real != root and not real.startswith(root.rstrip(os.sep) + os.sep)
+
+
+def outside(name: str, root: Path, source: str) -> UserError:
+    """The error for an image that a `..`, absolute path or link leads out of the data root; `source` names it."""
+    return UserError(
+        f"{source}: '{name[:200]}' leads outside data_root={root}; move it there, or set allow_outside_root=true if this is intended"
+    )
 
 
 def _still_packed(folder: Path, name: str) -> str:

@@ -26,9 +26,10 @@ def validate(dataset: str, own: Splits, *, prompts: str) -> None:
     if len(found) < 2:
         name = own.names[found.pop()]
         raise UserError(f"{dataset}: all train images have the label '{name}'; at least two classes are needed")
-    for split in (own.train, own.test):
-        if isinstance(split, Listing) and (bad := next((name for name in split.ids if not _is_utf8(name)), None)):
-            raise UserError(f"{split.folder}: the file name {bad!a} is not UTF-8; rename it")
+    for split in [split for split in (own.train, own.test) if isinstance(split, Listing)]:
+        for name in split.ids:
+            if name.encode(errors="ignore").decode() != name:  # surrogates stand for the bytes of another encoding
+                raise UserError(f"{split.folder}: the file name {name!a} is not UTF-8; rename it")
     codes = code_like(own.prompts or own.names) if prompts == "names" else []
     if codes:
         log.warning(
@@ -51,8 +52,3 @@ def check_folder(dataset: str, root: Path) -> None:
         raise UserError(
             f"{dataset}: data_root={root} is not a directory; set data_root to the directory of your images"
         )
-
-
-def _is_utf8(name: str) -> bool:
-    """Whether a name has no surrogates, which stand for the bytes of file names in other encodings."""
-    return name.isascii() or name.encode(errors="ignore").decode() == name

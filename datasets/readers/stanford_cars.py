@@ -50,8 +50,14 @@ def _read_devkit(folder: Path, split: str, classes: dict[str, int]) -> Listing:
     if unknown:
         raise UserError(f"{meta}: '{unknown[0]}' is not one of the {len(classes)} classes; use the original file")
     rows = _read_mat(path, "annotations")
+    try:
+        numbers = [(str(name), int(number)) for name, number in zip(rows["fname"], rows["class"])]
+    except (ValueError, IndexError, TypeError):
+        raise UserError(
+            f"{path}: the annotations have no fields 'fname' and 'class'; use the file with labels"
+        ) from None
     labels: dict[str, int] = {}
-    for name, number in _fields(path, rows):
+    for name, number in numbers:
         if not 1 <= number <= len(names):
             raise UserError(
                 f"{path}: invalid label '{number}' of {name}: expected an integer in [1, {len(names)}]; download it again"
@@ -61,16 +67,6 @@ def _read_devkit(folder: Path, split: str, classes: dict[str, int]) -> Listing:
         labels[name] = classes[names[number - 1]]
     found = {f"cars_{split}/{name}": label for name, label in labels.items()}
     return make_listing(folder, found, what=f"annotations of cars_{split}", source=path)
-
-
-def _fields(path: Path, rows: np.ndarray) -> list[tuple[str, int]]:
-    """(file name, label from 1) of each annotation."""
-    try:
-        return [(str(name), int(number)) for name, number in zip(rows["fname"], rows["class"])]
-    except (ValueError, IndexError, TypeError):
-        raise UserError(
-            f"{path}: the annotations have no fields 'fname' and 'class'; use the file with labels"
-        ) from None
 
 
 def _find_mat(folder: Path, name: str) -> Path:
