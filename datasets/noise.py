@@ -49,9 +49,7 @@ def symmetric_noise(
     Args:
         shuffle_classes: shuffle the classes before the labels are drawn, which all released scripts do but CUB's.
     """
-    rng = random.Random(seed)
-    rows = _noisy_rows(len(labels), ratio, rng)
-    _structured_classes(n_classes, rng, shuffle_classes)
+    rng, rows, _ = _first_draws(len(labels), n_classes, ratio, seed, shuffle_classes=shuffle_classes)
     noisy = labels.astype(np.int64)
     noisy[rows] = [rng.randint(0, n_classes - 1) for _ in rows]
     return noisy
@@ -59,7 +57,7 @@ def symmetric_noise(
 
 def pair_flip_noise(labels: np.ndarray, n_classes: int, ratio: float, seed: int) -> np.ndarray:
     """Replace `ratio` of the labels by the next class."""
-    rows = _noisy_rows(len(labels), ratio, random.Random(seed))
+    _, rows, _ = _first_draws(len(labels), n_classes, ratio, seed, shuffle_classes=False)
     noisy = labels.astype(np.int64)
     noisy[rows] = (noisy[rows] + 1) % n_classes
     return noisy
@@ -80,9 +78,7 @@ def structured_noise(
         shuffle_classes: false to take the first half of the classes.
         structured_to_next: replace by the next class (Tiny-ImageNet, Cars) instead of a uniform draw (CIFAR).
     """
-    rng = random.Random(seed)
-    rows = _noisy_rows(len(labels), ratio, rng)
-    structured = _structured_classes(n_classes, rng, shuffle_classes)
+    rng, rows, structured = _first_draws(len(labels), n_classes, ratio, seed, shuffle_classes=shuffle_classes)
     noisy = labels.astype(np.int64)
     for i in rows:
         if int(labels[i]) in structured:
@@ -90,19 +86,16 @@ def structured_noise(
     return noisy
 
 
-def _noisy_rows(n: int, ratio: float, rng: random.Random) -> np.ndarray:
-    """The first draw of the released scripts: shuffle the samples, take the first `ratio`; sorted."""
-    order = list(range(n))
+def _first_draws(
+    n: int, n_classes: int, ratio: float, seed: int, *, shuffle_classes: bool
+) -> tuple[random.Random, np.ndarray, set[int]]:
+    """The generator after the first draws of the released scripts, the noisy rows (sorted), and half of the classes."""
+    rng = random.Random(seed)
+    order, classes = list(range(n)), list(range(n_classes))
     rng.shuffle(order)
-    return np.sort(np.array(order[: int(ratio * n)], dtype=np.int64))
-
-
-def _structured_classes(n_classes: int, rng: random.Random, shuffle: bool) -> set[int]:
-    """The second draw: shuffle the classes, take the first half."""
-    classes = list(range(n_classes))
-    if shuffle:
+    if shuffle_classes:
         rng.shuffle(classes)
-    return set(classes[: n_classes // 2])
+    return rng, np.sort(np.array(order[: int(ratio * n)], dtype=np.int64)), set(classes[: n_classes // 2])
 
 
 def instance_dependent_noise(labels: np.ndarray, n_classes: int, ratio: float, seed: int, pixels: Pixels) -> np.ndarray:

@@ -14,6 +14,8 @@ from utils.errors import UserError
 from utils.files import write_atomically
 from utils.log import log
 
+REDRAW = "delete it to draw the noise again"
+
 
 class Noise(NamedTuple):
     """The noise of a file: data set, noise mode, noise ratio and seed."""
@@ -27,18 +29,12 @@ class Noise(NamedTuple):
         return f"{self.mode} noise, ratio {self.ratio:g}, seed {self.seed}"
 
 
-def noisy_labels(
-    noise: Noise, true: np.ndarray, draw: Callable[[], np.ndarray], *, paths: Sequence[Path]
-) -> np.ndarray:
-    """Read the noisy labels from the first file that exists; otherwise draw them and store them. Logs which.
+def noisy_labels(noise: Noise, true: np.ndarray, draw: Callable[[], np.ndarray], paths: Sequence[Path]) -> np.ndarray:
+    """Read the noisy labels, int64 [N], from the first file that exists; otherwise draw and store them. Logs which.
 
     Args:
         true: true labels, int64 [N].
-        draw: draws the noisy labels.
         paths: the first writable one stores them.
-
-    Returns:
-        int64 [N].
 
     Raises:
         UserError: the file is unreadable, or belongs to other labels, noise or seed.
@@ -59,9 +55,7 @@ def _read(path: Path, facts: dict[str, Any], n: int) -> np.ndarray:
         with np.load(path, allow_pickle=False) as stored:
             labels, stored_facts = stored["labels"], json.loads(str(stored["facts"]))
     except Exception as error:  # zip, npy and JSON raise many types
-        raise UserError(
-            f"noise file {path} cannot be read ({type(error).__name__}); delete it to draw the noise again"
-        ) from None
+        raise UserError(f"noise file {path} cannot be read ({type(error).__name__}); {REDRAW}") from None
     for name, value in facts.items():
         if stored_facts.get(name) != value:
             what = "other true labels" if name == "true_sha256" else f"{name} {stored_facts.get(name)}, not {value}"
@@ -69,9 +63,7 @@ def _read(path: Path, facts: dict[str, Any], n: int) -> np.ndarray:
                 f"noise file {path} does not belong to this run: it is for {what}; delete it or set another noise_file"
             )
     if labels.shape != (n,) or labels_sha256(labels) != stored_facts.get("labels_sha256"):
-        raise UserError(
-            f"noise file {path} is damaged: its labels do not match its fingerprint; delete it to draw the noise again"
-        )
+        raise UserError(f"noise file {path} is damaged: its labels do not match its fingerprint; {REDRAW}")
     return labels.astype(np.int64)
 
 
