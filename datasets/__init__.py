@@ -125,11 +125,7 @@ def _read_data(cfg: Config, row: DatasetRow) -> Data:
 
 
 def _split(cfg: Config, split: Arrays | Listing) -> NoisyImages:
-    """A split with its labels on disk as given and true labels.
-
-    Raises:
-        UserError: files of a list that are missing or outside of their folder.
-    """
+    """A split with its labels on disk as given and true labels, after a check of the files that a list names."""
     labels = torch.from_numpy(split.labels)
     if isinstance(split, Arrays):
         return NoisyImages(cfg.dataset, list(map(str, range(len(labels)))), as_images(split.images), labels, labels)
@@ -148,11 +144,7 @@ def _recipe(cfg: Config, row: DatasetRow) -> Recipe:
 
 
 def _class_names(cfg: Config, row: DatasetRow, splits: Splits) -> tuple[list[str], list[str]]:
-    """(names, prompts) in label order: those of the config, or else the reader's, or else the shipped ones.
-
-    Raises:
-        UserError: a missing file, or the wrong number of names.
-    """
+    """(names, prompts) in label order: those of the config, or else the reader's, or else the shipped ones."""
     if row.noise == "own":  # its reader matches the names of the config with folders or labels
         validate(cfg.dataset, splits, prompts=cfg.prompts)
         return list(splits.names), list(splits.prompts)
@@ -197,13 +189,5 @@ def _draw_noise(cfg: Config, row: DatasetRow, train: NoisyImages, n_classes: int
             return train.images[torch.from_numpy(rows)].flatten(1).float().numpy()
         return small_pixels([train.images[i] for i in rows], skip_unreadable=cfg.skip_unreadable)
 
-    return synthetic_noise(
-        train.given.numpy(),
-        n_classes,
-        cfg.noise_mode,
-        cfg.noise_ratio,
-        cfg.seed,
-        pixels=pixels,
-        shuffle_classes=row.shuffle_classes,
-        structured_to_next=row.structured_to_next,
-    )
+    options = {"shuffle_classes": row.shuffle_classes, "structured_to_next": row.structured_to_next, "pixels": pixels}
+    return synthetic_noise(train.given.numpy(), n_classes, cfg.noise_mode, cfg.noise_ratio, cfg.seed, **options)

@@ -85,7 +85,7 @@ class Data:
 
     @property
     def prompt_names(self) -> list[str]:
-        """Class names for prompts, in label order."""
+        """Class names for prompts."""
         return self.prompts or self.class_names
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from datasets.base import NoisyImages
 from datasets.images.cache import ImageCache
 from datasets.images.files import BatchReader, ReadRequests, unreadable_image
-from datasets.images.transforms import eval_batch, finish_batch, train_batch
+from datasets.images.transforms import array_batch, finish_batch
 from utils.config.catalog import Recipe
 from utils.distributed import gather_numbers, gather_objects, local_rows, processes_here
 from utils.errors import UserError
@@ -79,9 +79,8 @@ class Loader:
         n_batches = -(-len(data) // batch_size)
         self.n_batches = min(n_batches, max_steps or n_batches)
         self.unreadable: dict[int, str] = {}
-        self.source: _Arrays | _Files
         if isinstance(data.images, Tensor):
-            self.source = _Arrays(data.images, recipe, size, seed, device)
+            self.source: _Arrays | _Files = _Arrays(data.images, recipe, size, seed, device)
         else:
             reader = BatchReader(recipe, size, seed, caches or {})
             workers = worker_count(num_workers, self.n_batches)
@@ -114,11 +113,7 @@ class Loader:
         self.unreadable.update(state["unreadable"])
 
     def _batches(self, order: Tensor, epoch: int | None, only: Tensor | None, skip: int) -> Iterator[Batch]:
-        """One pass.
-
-        Raises:
-            UserError: an unreadable image; with `skip_unreadable`, if all are.
-        """
+        """One pass. A UserError for an unreadable image; with `skip_unreadable`, if all are."""
         drawn = order.split(self.batch_size)[skip : self.n_batches]
         index = drawn if only is None else [part[only.cpu()[part]] for part in drawn]
         if not drawn:
@@ -144,11 +139,7 @@ class _Arrays:
         for whole, index in zip(self._on_device(drawn), self._on_device(indices)):
             own = local_rows(index)
             images = self.images[own]
-            if epoch is None:
-                images = eval_batch(images, self.recipe, self.size)
-            else:
-                images = train_batch(images, self.recipe, self.size, seed=self.seed, epoch=epoch, index=own)
-            yield images, index, whole
+            yield array_batch(images, self.recipe, self.size, seed=self.seed, epoch=epoch, index=own), index, whole
 
     def _on_device(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
         """Indices of all batches at once: one copy per batch would synchronise host and device."""

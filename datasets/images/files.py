@@ -62,15 +62,10 @@ def read_image(path: str, *, at_least: int | None = None) -> Image.Image:
 
 
 def small_pixels(paths: Sequence[str], *, skip_unreadable: bool) -> np.ndarray:
-    """Images resized to 64x64 (bilinear) for instance-dependent noise: [height, width, channel] flattened, 0 to 255.
-
-    With `skip_unreadable`, unreadable images count as black; no batch contains them.
-
-    Returns:
-        float32 [len(paths), 12288].
+    """Images resized to 64x64 (bilinear) for instance-dependent noise: float32 [len(paths), 64 * 64 * 3], 0 to 255.
 
     Raises:
-        UserError: an unreadable image.
+        UserError: an unreadable image; with `skip_unreadable` it counts as black, as no batch contains it.
     """
     pixels = np.zeros((len(paths), 64 * 64 * 3), dtype=np.float32)
     for row, path in zip(pixels, paths):
