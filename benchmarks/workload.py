@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks import naive
 from benchmarks.measure import Numbers
-from datasets.base import NoisyImages, array_ids, as_images
+from datasets.base import NoisyImages, as_images
 from datasets.loader import Loader
 from datasets.readers.names import shipped_names
 from models import Detector, build_detector
@@ -199,7 +199,7 @@ def random_data(n: int, n_classes: int) -> NoisyImages:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
     labels = torch.from_numpy(rng.integers(0, n_classes, n))
-    return NoisyImages("cifar100", array_ids(n), as_images(images), labels, labels)
+    return NoisyImages("cifar100", list(map(str, range(n))), as_images(images), labels, labels)
 
 
 def pixels_of(data: NoisyImages) -> np.ndarray:

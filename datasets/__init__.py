@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.base import Data, NoisyImages, array_ids, as_images
+from datasets.base import Data, NoisyImages, as_images
 from datasets.corrections import apply_corrections
 from datasets.images.cache import ImageCache
 from datasets.images.files import ImageFiles, small_pixels
@@ -20,7 +20,9 @@ from datasets.images.transforms import resized_side
 from datasets.loader import Batch, Loader
 from datasets.noise import flip_labels, synthetic_noise
 from datasets.noise_file import Noise, noisy_labels
+from datasets.readers.layout import check_files
 from datasets.readers.names import given_names, shipped_names
+from datasets.readers.own_data import validate
 from datasets.readers.splits import Arrays, Listing, Splits
 from utils.config import Config
 from utils.config.catalog import DATASETS, NOISE, RGB, DatasetRow, Recipe, accepted, resolve
@@ -105,8 +107,10 @@ def _read_data(cfg: Config, row: DatasetRow) -> Data:
     _check_noise_mode(cfg, row)
     reader, root = resolve(row.reader), Path(cfg.data_root)
     splits: Splits = reader(**accepted(reader, {"root": root, **vars(cfg)}))
-    names, prompts = _class_names(cfg, row, splits)
     train = _split(cfg, splits.train)
+    test = _split(cfg, splits.test) if splits.test else None
+    extra_tests = {name: _split(cfg, listing) for name, listing in splits.extra_tests.items()}
+    names, prompts = _class_names(cfg, row, splits)
     given = train.given
     true: Tensor | None = given
     if row.human_labels and cfg.noise_tag == "real":
@@ -115,21 +119,18 @@ def _read_data(cfg: Config, row: DatasetRow) -> Data:
         true = None if splits.true is None else torch.from_numpy(splits.true)
     else:
         given = torch.from_numpy(stored_noise(cfg, given.numpy(), lambda: _draw_noise(cfg, row, train, len(names))))
-    return Data(
-        replace(train, given=given, true=true, noise=_noise_name(cfg)),
-        _split(cfg, splits.test) if splits.test else None,
-        names,
-        _recipe(cfg, row),
-        {name: _split(cfg, listing) for name, listing in splits.extra_tests.items()},
-        prompts,
-    )
+    noise = "real" if cfg.noise_tag == "real" else f"{cfg.noise_tag} seed{cfg.seed}"  # labels on disk need no seed
+    train = replace(train, given=given, true=true, noise=noise)
+    return Data(train, test, names, _recipe(cfg, row), extra_tests, prompts)
 
 
 def _split(cfg: Config, split: Arrays | Listing) -> NoisyImages:
-    """A split with its labels on disk as given and true labels."""
+    """A split with its labels on disk as given and true labels, after a check of the files that a list names."""
     labels = torch.from_numpy(split.labels)
     if isinstance(split, Arrays):
-        return NoisyImages(cfg.dataset, array_ids(len(labels)), as_images(split.images), labels, labels)
+        return NoisyImages(cfg.dataset, list(map(str, range(len(labels)))), as_images(split.images), labels, labels)
+    if split.source:
+        check_files(split, allow_outside_root=cfg.allow_outside_root, skip_unreadable=cfg.skip_unreadable)
     return NoisyImages(cfg.dataset, split.ids, ImageFiles(str(split.folder), split.ids), labels, labels)
 
 
@@ -143,12 +144,9 @@ def _recipe(cfg: Config, row: DatasetRow) -> Recipe:
 
 
 def _class_names(cfg: Config, row: DatasetRow, splits: Splits) -> tuple[list[str], list[str]]:
-    """(names, prompts) in label order: those of the config, or else the reader's, or else the shipped ones.
-
-    Raises:
-        UserError: a missing file, or the wrong number of names.
-    """
+    """(names, prompts) in label order: those of the config, or else the reader's, or else the shipped ones."""
     if row.noise == "own":  # its reader matches the names of the config with folders or labels
+        validate(cfg.dataset, splits, prompts=cfg.prompts)
         return list(splits.names), list(splits.prompts)
     given = given_names(cfg.class_names)
     names = given.names if given else list(splits.names) or shipped_names(row.names or cfg.dataset)
@@ -191,18 +189,5 @@ def _draw_noise(cfg: Config, row: DatasetRow, train: NoisyImages, n_classes: int
             return train.images[torch.from_numpy(rows)].flatten(1).float().numpy()
         return small_pixels([train.images[i] for i in rows], skip_unreadable=cfg.skip_unreadable)
 
-    return synthetic_noise(
-        train.given.numpy(),
-        n_classes,
-        cfg.noise_mode,
-        cfg.noise_ratio,
-        cfg.seed,
-        pixels=pixels,
-        shuffle_classes=row.shuffle_classes,
-        structured_to_next=row.structured_to_next,
-    )
-
-
-def _noise_name(cfg: Config) -> str:
-    """The noise in fingerprints. Noisy labels on disk do not depend on the seed."""
-    return "real" if cfg.noise_tag == "real" else f"{cfg.noise_tag} seed{cfg.seed}"
+    options = {"shuffle_classes": row.shuffle_classes, "structured_to_next": row.structured_to_next, "pixels": pixels}
+    return synthetic_noise(train.given.numpy(), n_classes, cfg.noise_mode, cfg.noise_ratio, cfg.seed, **options)

@@ -97,18 +97,13 @@ class Data:
 
     @property
     def prompt_names(self) -> list[str]:
-        """Class names for prompts, in label order."""
+        """Class names for prompts."""
         return self.prompts or self.class_names
 
 
 def labels_sha256(labels: np.ndarray) -> str:
     """Hash of integer labels of any integer type."""
     return hashlib.sha256(np.ascontiguousarray(labels, dtype="<i8").tobytes()).hexdigest()
-
-
-def array_ids(n: int) -> list[str]:
-    """Ids of arrays: the index."""
-    return [str(i) for i in range(n)]
 
 
 def as_images(array: np.ndarray) -> Tensor:

@@ -33,7 +33,7 @@ def apply_corrections(path: Path, data: Data) -> Data:
     train = data.train
     row_of = {name: row for row, name in enumerate(train.ids)}
     numbers = label_numbers(data.class_names)
-    given, kept = train.given.clone(), torch.ones(len(train), dtype=torch.bool)
+    given = train.given.clone()
     decided: dict[int, str] = {}
     for line, entry in read_table(path, "corrections", COLUMNS, optional=["label"]):
         where = f"corrections={path}, line {line}"
@@ -48,14 +48,11 @@ def apply_corrections(path: Path, data: Data) -> Data:
         decided[row] = action
         if action == "relabel":
             given[row] = label_number(plain_cell(entry.get("label", "").strip()), numbers, where)
-        elif action == "drop":
-            kept[row] = False
+    kept = torch.tensor([decided.get(row) != "drop" for row in range(len(train))])
     if len(given[kept].unique()) < 2:
         raise UserError(f"corrections={path}: fewer than two classes are left in the train split; drop or relabel less")
-    count = Counter(decided.values())
-    log.info(
-        f"corrections={path}: {count['keep']} labels kept, {count['relabel']} replaced, {count['drop']} samples dropped"
-    )
+    n = Counter(decided.values())
+    log.info(f"corrections={path}: {n['keep']} labels kept, {n['relabel']} replaced, {n['drop']} samples dropped")
     return replace(data, train=_select(replace(train, given=given), kept))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 
 from datasets.base import NoisyImages
 from datasets.images.cache import ImageCache
-from datasets.images.files import BatchReader, EpochSampler, ReadBatch, identity, unreadable_image
-from datasets.images.transforms import eval_batch, finish_batch, train_batch
+from datasets.images.files import BatchReader, ReadRequests, unreadable_image
+from datasets.images.transforms import array_batch, finish_batch
 from utils.config.catalog import Recipe
 from utils.distributed import gather_numbers, gather_objects, local_rows, processes_here
 from utils.errors import UserError
@@ -47,6 +47,8 @@ class Loader:
         data: the split.
         targets: its labels to train on, on the device, int64 [N].
         source: reads the images.
+        unreadable: reason by sample index of every image that was left out (`skip_unreadable`). No batch contains these
+            samples, so results of a pass belong to `batch.index`, not to positions.
     """
 
     def __init__(
@@ -75,26 +77,18 @@ class Loader:
         self.data, self.batch_size, self.seed = data, batch_size, seed
         self.targets = data.targets.to(device)
         n_batches = -(-len(data) // batch_size)
-        self.n_batches = min(n_batches, max_steps) if max_steps else n_batches
-        self.source: _Arrays | _Files
+        self.n_batches = min(n_batches, max_steps or n_batches)
+        self.unreadable: dict[int, str] = {}
         if isinstance(data.images, Tensor):
-            self.source = _Arrays(data.images, recipe, size, seed, device)
+            self.source: _Arrays | _Files = _Arrays(data.images, recipe, size, seed, device)
         else:
             reader = BatchReader(recipe, size, seed, caches or {})
             workers = worker_count(num_workers, self.n_batches)
-            self.source = _Files(data.images, reader, workers, device, skip_unreadable)
+            self.source = _Files(data.images, reader, workers, device, self.unreadable if skip_unreadable else None)
 
     def __len__(self) -> int:
         """Batches per pass."""
         return self.n_batches
-
-    @property
-    def unreadable(self) -> dict[int, str]:
-        """Reason by sample index of every image that was left out (`skip_unreadable`).
-
-        No batch contains these samples, so results of a pass belong to `batch.index`, not to positions.
-        """
-        return self.source.unreadable
 
     def shuffled(self, epoch: int, only: Tensor | None = None, *, skip: int = 0) -> Iterator[Batch]:
         """One epoch of training: random order, training transforms.
@@ -116,14 +110,10 @@ class Loader:
 
     def load_state_dict(self, state: dict[str, dict[int, str]]) -> None:
         """Continue from a saved state."""
-        self.source.unreadable = dict(state["unreadable"])
+        self.unreadable.update(state["unreadable"])
 
     def _batches(self, order: Tensor, epoch: int | None, only: Tensor | None, skip: int) -> Iterator[Batch]:
-        """One pass.
-
-        Raises:
-            UserError: an unreadable image; with `skip_unreadable`, if all are.
-        """
+        """One pass. A UserError for an unreadable image; with `skip_unreadable`, if all are."""
         drawn = order.split(self.batch_size)[skip : self.n_batches]
         index = drawn if only is None else [part[only.cpu()[part]] for part in drawn]
         if not drawn:
@@ -143,18 +133,13 @@ class _Arrays:
     def __init__(self, images: Tensor, recipe: Recipe, size: int, seed: int, device: torch.device) -> None:
         self.images, self.device = images.to(device), device
         self.recipe, self.size, self.seed = recipe, size, seed
-        self.unreadable: dict[int, str] = {}
 
     def read(self, drawn: Sequence[Tensor], indices: Sequence[Tensor], epoch: int | None) -> Iterator[Read]:
         """Batches of the samples `indices`, with training transforms in an epoch."""
         for whole, index in zip(self._on_device(drawn), self._on_device(indices)):
             own = local_rows(index)
             images = self.images[own]
-            if epoch is None:
-                images = eval_batch(images, self.recipe, self.size)
-            else:
-                images = train_batch(images, self.recipe, self.size, seed=self.seed, epoch=epoch, index=own)
-            yield images, index, whole
+            yield array_batch(images, self.recipe, self.size, seed=self.seed, epoch=epoch, index=own), index, whole
 
     def _on_device(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
         """Indices of all batches at once: one copy per batch would synchronise host and device."""
@@ -170,43 +155,40 @@ class _Files:
         reader: BatchReader,
         num_workers: int,
         device: torch.device,
-        skip_unreadable: bool,
+        unreadable: dict[int, str] | None,
     ) -> None:
-        self.files, self.device, self.skip_unreadable = files, device, skip_unreadable
-        self.recipe, self.seed = reader.recipe, reader.seed
-        self.unreadable: dict[int, str] = {}
-        self.requests = EpochSampler(files)
-        self.reader = self._start(reader, num_workers)
+        """`unreadable` collects the reasons for which images are left out; None to stop at the first."""
+        self.recipe, self.seed, self.device, self.unreadable = reader.recipe, reader.seed, device, unreadable
+        self.requests = ReadRequests(files)
         self.passes = 0
-
-    def _start(self, reader: BatchReader, num_workers: int) -> DataLoader[ReadBatch]:
-        workers: dict[str, Any] = {"persistent_workers": True, "prefetch_factor": 2} if num_workers else {}
-        if num_workers and reader.caches:
-            workers["multiprocessing_context"] = "fork"  # caches are shared, which pickling cannot do
-        return DataLoader(
+        self.reader = DataLoader(
             reader,
             sampler=self.requests,
             batch_size=None,  # a request is already a batch
-            collate_fn=identity,
             num_workers=num_workers,
-            pin_memory=self.device.type == "cuda",
+            persistent_workers=num_workers > 0,
+            pin_memory=device.type == "cuda",
             worker_init_fn=_ignore_signals,
             generator=torch.Generator(),  # DataLoader draws a seed for its workers: not from torch's global generator
-            **workers,
+            # Caches are shared, which pickling cannot do.
+            multiprocessing_context="fork" if num_workers and reader.caches else None,
         )
 
     def read(self, drawn: Sequence[Tensor], indices: Sequence[Tensor], epoch: int | None) -> Iterator[Read]:
         """Batches of the samples `indices` without unreadable images, with training transforms in an epoch.
 
         Raises:
-            UserError: an unreadable image, without `skip_unreadable`.
+            UserError: an unreadable image that is not to be left out.
             RuntimeError: another pass was started before this one ended.
         """
         self.passes += 1
         this_pass = self.passes
         self.requests.batches, self.requests.epoch = [local_rows(index) for index in indices], epoch
         for whole, requested, (images, own, unreadable) in zip(drawn, indices, self.reader):
-            self._record(unreadable)
+            for i, reason in unreadable.items():
+                if self.unreadable is None:
+                    raise unreadable_image(self.requests.files[i], reason)
+                self.unreadable[i] = reason
             index = gather_numbers(own)
             if len(requested) and not len(index):
                 continue
@@ -214,12 +196,6 @@ class _Files:
             yield finish_batch(images, self.recipe, seed=self.seed, epoch=epoch, index=own), index, whole
             if this_pass != self.passes:  # the workers serve one pass at a time
                 raise RuntimeError("a second pass over this loader was started before the first one ended")
-
-    def _record(self, unreadable: dict[int, str]) -> None:
-        if unreadable and not self.skip_unreadable:
-            i, reason = next(iter(unreadable.items()))
-            raise unreadable_image(self.files[i], reason)
-        self.unreadable |= unreadable
 
 
 def worker_count(num_workers: int, n_batches: int) -> int:

@@ -1,7 +1,7 @@
 """True labels -> noisy labels, exactly as the paper's scripts draw them (Section 4.1 and Appendix).
 
 One pure function per mode of `utils.config.catalog.NOISE`, with private random generators: the same arguments give the
-same labels, whatever else draws random numbers.
+same labels, whatever else draws random numbers. All take true labels, integers [N], and return noisy ones, int64 [N].
 """
 
 from __future__ import annotations
@@ -25,15 +25,10 @@ Pixels = Callable[[np.ndarray], np.ndarray]
 def synthetic_noise(
     labels: np.ndarray, n_classes: int, mode: str, ratio: float, seed: int, **options: Any
 ) -> np.ndarray:
-    """Draw the noise of a mode.
+    """Draw the noise of a mode, a row of `NOISE`.
 
     Args:
-        labels: true labels, integers [N].
-        mode: a row of `NOISE`.
         options: `pixels` and the variants of the data set, of which the mode's function gets those it takes.
-
-    Returns:
-        int64 [N].
 
     Raises:
         ValueError: unknown mode.
@@ -52,23 +47,17 @@ def symmetric_noise(
     The true class may be drawn again, so the realised noise rate is ratio (C - 1) / C.
 
     Args:
-        labels: true labels, integers [N].
         shuffle_classes: shuffle the classes before the labels are drawn, which all released scripts do but CUB's.
-
-    Returns:
-        int64 [N].
     """
-    rng = random.Random(seed)
-    rows = _noisy_rows(len(labels), ratio, rng)
-    _structured_classes(n_classes, rng, shuffle_classes)
+    rng, rows, _ = _first_draws(len(labels), n_classes, ratio, seed, shuffle_classes=shuffle_classes)
     noisy = labels.astype(np.int64)
     noisy[rows] = [rng.randint(0, n_classes - 1) for _ in rows]
     return noisy
 
 
 def pair_flip_noise(labels: np.ndarray, n_classes: int, ratio: float, seed: int) -> np.ndarray:
-    """Replace `ratio` of the labels, integers [N], by the next class: int64 [N]."""
-    rows = _noisy_rows(len(labels), ratio, random.Random(seed))
+    """Replace `ratio` of the labels by the next class."""
+    _, rows, _ = _first_draws(len(labels), n_classes, ratio, seed, shuffle_classes=False)
     noisy = labels.astype(np.int64)
     noisy[rows] = (noisy[rows] + 1) % n_classes
     return noisy
@@ -86,16 +75,10 @@ def structured_noise(
     """Replace `ratio` of the labels in a random half of the classes.
 
     Args:
-        labels: true labels, integers [N].
         shuffle_classes: false to take the first half of the classes.
         structured_to_next: replace by the next class (Tiny-ImageNet, Cars) instead of a uniform draw (CIFAR).
-
-    Returns:
-        int64 [N].
     """
-    rng = random.Random(seed)
-    rows = _noisy_rows(len(labels), ratio, rng)
-    structured = _structured_classes(n_classes, rng, shuffle_classes)
+    rng, rows, structured = _first_draws(len(labels), n_classes, ratio, seed, shuffle_classes=shuffle_classes)
     noisy = labels.astype(np.int64)
     for i in rows:
         if int(labels[i]) in structured:
@@ -103,33 +86,23 @@ def structured_noise(
     return noisy
 
 
-def _noisy_rows(n: int, ratio: float, rng: random.Random) -> np.ndarray:
-    """The first draw of the released scripts: shuffle the samples, take the first `ratio`; sorted."""
-    order = list(range(n))
+def _first_draws(
+    n: int, n_classes: int, ratio: float, seed: int, *, shuffle_classes: bool
+) -> tuple[random.Random, np.ndarray, set[int]]:
+    """The generator after the first draws of the released scripts, the noisy rows (sorted), and half of the classes."""
+    rng = random.Random(seed)
+    order, classes = list(range(n)), list(range(n_classes))
     rng.shuffle(order)
-    return np.sort(np.array(order[: int(ratio * n)], dtype=np.int64))
-
-
-def _structured_classes(n_classes: int, rng: random.Random, shuffle: bool) -> set[int]:
-    """The second draw: shuffle the classes, take the first half."""
-    classes = list(range(n_classes))
-    if shuffle:
+    if shuffle_classes:
         rng.shuffle(classes)
-    return set(classes[: n_classes // 2])
+    return rng, np.sort(np.array(order[: int(ratio * n)], dtype=np.int64)), set(classes[: n_classes // 2])
 
 
 def instance_dependent_noise(labels: np.ndarray, n_classes: int, ratio: float, seed: int, pixels: Pixels) -> np.ndarray:
     """Instance-dependent noise (Xia et al., 2020): the image determines flip rate and class of its noisy label.
 
     One random stream serves flip rates, projection W [C, F, C] and label draws, in this order. W is drawn class by class,
-    so only [F, C] of it exists at a time.
-
-    Args:
-        labels: true labels, integers [N].
-        seed: seed 0 is the stream of the released scripts, numpy's RandomState(1).
-
-    Returns:
-        int64 [N].
+    so only [F, C] of it exists at a time. Seed 0 is the stream of the released scripts, numpy's RandomState(1).
     """
     n = len(labels)
     rng = np.random.RandomState(seed + 1)

@@ -14,6 +14,8 @@ from utils.errors import UserError
 from utils.files import write_atomically
 from utils.log import log
 
+REDRAW = "delete it to draw the noise again"
+
 
 class Noise(NamedTuple):
     """The noise of a file: data set, noise mode, noise ratio and seed."""
@@ -27,36 +29,25 @@ class Noise(NamedTuple):
         return f"{self.mode} noise, ratio {self.ratio:g}, seed {self.seed}"
 
 
-def noisy_labels(
-    noise: Noise, true: np.ndarray, draw: Callable[[], np.ndarray], *, paths: Sequence[Path]
-) -> np.ndarray:
-    """Read the noisy labels from the first file that exists; otherwise draw them and store them. Logs which.
+def noisy_labels(noise: Noise, true: np.ndarray, draw: Callable[[], np.ndarray], paths: Sequence[Path]) -> np.ndarray:
+    """Read the noisy labels, int64 [N], from the first file that exists; otherwise draw and store them. Logs which.
 
     Args:
         true: true labels, int64 [N].
-        draw: draws the noisy labels.
         paths: the first writable one stores them.
-
-    Returns:
-        int64 [N].
 
     Raises:
         UserError: the file is unreadable, or belongs to other labels, noise or seed.
     """
     facts = {**noise._asdict(), "true_sha256": labels_sha256(true)}
-    for path in paths:
-        if path.is_file():
-            labels = _read(path, facts, len(true))
-            log.info(f"noisy labels read from {path}: {noise}, {_changed(labels, true)}")
-            return labels
-    labels = draw()
-    path = _store(paths, labels, facts)
-    log.info(f"noisy labels drawn and stored in {path}: {noise}, {_changed(labels, true)}")
+    path = next((path for path in paths if path.is_file()), None)
+    if path:
+        labels, how = _read(path, facts, len(true)), f"read from {path}"
+    else:
+        labels = draw()
+        how = f"drawn and stored in {_store(paths, labels, facts)}"
+    log.info(f"noisy labels {how}: {noise}, {(labels != true).sum()} of {len(true)} labels are wrong")
     return labels
-
-
-def _changed(labels: np.ndarray, true: np.ndarray) -> str:
-    return f"{(labels != true).sum()} of {len(true)} labels are wrong"
 
 
 def _read(path: Path, facts: dict[str, Any], n: int) -> np.ndarray:
@@ -64,9 +55,7 @@ def _read(path: Path, facts: dict[str, Any], n: int) -> np.ndarray:
         with np.load(path, allow_pickle=False) as stored:
             labels, stored_facts = stored["labels"], json.loads(str(stored["facts"]))
     except Exception as error:  # zip, npy and JSON raise many types
-        raise UserError(
-            f"noise file {path} cannot be read ({type(error).__name__}); delete it to draw the noise again"
-        ) from None
+        raise UserError(f"noise file {path} cannot be read ({type(error).__name__}); {REDRAW}") from None
     for name, value in facts.items():
         if stored_facts.get(name) != value:
             what = "other true labels" if name == "true_sha256" else f"{name} {stored_facts.get(name)}, not {value}"
@@ -74,24 +63,18 @@ def _read(path: Path, facts: dict[str, Any], n: int) -> np.ndarray:
                 f"noise file {path} does not belong to this run: it is for {what}; delete it or set another noise_file"
             )
     if labels.shape != (n,) or labels_sha256(labels) != stored_facts.get("labels_sha256"):
-        raise UserError(
-            f"noise file {path} is damaged: its labels do not match its fingerprint; delete it to draw the noise again"
-        )
+        raise UserError(f"noise file {path} is damaged: its labels do not match its fingerprint; {REDRAW}")
     return labels.astype(np.int64)
 
 
 def _store(paths: Sequence[Path], labels: np.ndarray, facts: dict[str, Any]) -> Path:
     """Write the labels to the first writable path and return it."""
-    text = np.array(json.dumps({**facts, "labels_sha256": labels_sha256(labels)}))
-    *others, last = paths
-    for path in others:
-        try:
-            return _write(path, labels, text)
-        except UserError:  # e.g. a read-only data directory
-            continue
-    return _write(last, labels, text)
-
-
-def _write(path: Path, labels: np.ndarray, facts: np.ndarray) -> Path:
-    write_atomically(path, lambda file: np.savez_compressed(file, labels=labels.astype(np.int32), facts=facts))
+    path, *others = paths
+    text = json.dumps({**facts, "labels_sha256": labels_sha256(labels)})
+    try:
+        write_atomically(path, lambda file: np.savez_compressed(file, labels=labels.astype(np.int32), facts=text))
+    except UserError:  # e.g. a read-only data directory
+        if not others:
+            raise
+        return _store(others, labels, facts)
     return path

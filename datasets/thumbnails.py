@@ -29,10 +29,13 @@ def thumbnails(images: Tensor | Sequence[str], index: Sequence[int], *, side: in
     """
 
     def encode(i: int) -> str | None:
-        try:
-            image = _image(images, i, side)
-        except UnreadableImageError:
-            return None
+        if isinstance(images, Tensor):
+            image = Image.fromarray(images[i].permute(1, 2, 0).contiguous().cpu().numpy())
+        else:
+            try:
+                image = read_image(images[i], at_least=side)
+            except UnreadableImageError:
+                return None
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
         file = io.BytesIO()
         image.save(file, "WEBP", quality=QUALITY, lossless=max(image.size) <= EXACT_SIDE)
@@ -48,9 +51,3 @@ def thumbnails(images: Tensor | Sequence[str], index: Sequence[int], *, side: in
                     return result
                 result.append(picture)
     return result
-
-
-def _image(images: Tensor | Sequence[str], i: int, side: int) -> Image.Image:
-    if isinstance(images, Tensor):
-        return Image.fromarray(images[i].permute(1, 2, 0).contiguous().cpu().numpy())
-    return read_image(images[i], at_least=side)

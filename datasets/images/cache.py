@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import zlib
@@ -49,14 +50,10 @@ class ImageCache:
         image = resized()
         pixels = image.tobytes()
         if len(pixels) <= self.room:
-            self._write(i, HEAD.pack(stamp, zlib.crc32(pixels), image.width, image.height) + pixels)
+            head = HEAD.pack(stamp, zlib.crc32(pixels), image.width, image.height)
+            with contextlib.suppress(OSError):  # full disk: the image is decoded every time
+                os.pwrite(self.file, head + pixels, i * self.slot)
         return image
-
-    def _write(self, i: int, content: bytes) -> None:
-        try:
-            os.pwrite(self.file, content, i * self.slot)
-        except OSError:
-            return  # full disk: the image is decoded every time
 
 
 def _open_memory(n_bytes: int) -> int:

@@ -6,13 +6,13 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as tvf
 
 from datasets.images.cache import ImageCache
@@ -49,12 +49,11 @@ def read_image(path: str, *, at_least: int | None = None) -> Image.Image:
         UnreadableImageError: missing, truncated, not an image, or above Pillow's limit against decompression bombs
             (`Image.MAX_IMAGE_PIXELS`), for which Pillow itself only warns.
     """
+    limit = Image.MAX_IMAGE_PIXELS or math.inf
     try:
         with Image.open(path) as image:
-            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
-                raise ValueError(
-                    f"{image.width}x{image.height} pixels, more than the limit of {Image.MAX_IMAGE_PIXELS}"
-                )
+            if image.width * image.height > limit:
+                raise ValueError(f"{image.width}x{image.height} pixels, more than the limit of {limit}")
             if at_least is not None:
                 image.draft("RGB", (at_least, at_least))
             return image.convert("RGB")
@@ -63,15 +62,10 @@ def read_image(path: str, *, at_least: int | None = None) -> Image.Image:
 
 
 def small_pixels(paths: Sequence[str], *, skip_unreadable: bool) -> np.ndarray:
-    """Images resized to 64x64 (bilinear) for instance-dependent noise: [height, width, channel] flattened, 0 to 255.
-
-    With `skip_unreadable`, unreadable images count as black; no batch contains them.
-
-    Returns:
-        float32 [len(paths), 12288].
+    """Images resized to 64x64 (bilinear) for instance-dependent noise: float32 [len(paths), 64 * 64 * 3], 0 to 255.
 
     Raises:
-        UserError: an unreadable image.
+        UserError: an unreadable image; with `skip_unreadable` it counts as black, as no batch contains it.
     """
     pixels = np.zeros((len(paths), 64 * 64 * 3), dtype=np.float32)
     for row, path in zip(pixels, paths):
@@ -102,19 +96,16 @@ class ReadRequest(NamedTuple):
     epoch: int | None
 
 
-class EpochSampler(Sampler[ReadRequest]):
-    """Read requests of one pass, for a DataLoader.
+@dataclass
+class ReadRequests:
+    """Read requests of one pass over `files` in `batches`, for a DataLoader.
 
     A request holds everything that a worker needs, so persistent workers keep neither file list nor epoch.
     """
 
-    def __init__(self, files: Sequence[str]) -> None:
-        self.files = files
-        self.batches: Sequence[Tensor] = ()
-        self.epoch: int | None = None
-
-    def __len__(self) -> int:
-        return len(self.batches)
+    files: Sequence[str]
+    batches: Sequence[Tensor] = ()
+    epoch: int | None = None
 
     def __iter__(self) -> Iterator[ReadRequest]:
         for batch in self.batches:
@@ -156,11 +147,6 @@ class BatchReader(Dataset[ReadBatch]):
             return tvf.pil_to_tensor(crop_file(image, self.size, seed=self.seed, epoch=epoch, index=i))
         except ValueError as error:
             raise UnreadableImageError(_reason(error)) from None
-
-
-def identity(batch: Any) -> Any:
-    """DataLoader's collate function: a reader already returns batches."""
-    return batch
 
 
 def _reason(error: Exception) -> str:

@@ -20,16 +20,13 @@ from utils.rng import sample_integers
 
 
 def random_crop(images: Tensor, pad: int, *, flip: bool, seed: int, epoch: int, index: Tensor) -> Tensor:
-    """Zero-pad by `pad`, crop at the images' own size, and mirror half of the images: [B, C, H, W].
-
-    Mirroring reads the columns in reverse order, at no extra cost.
-    """
+    """Zero-pad by `pad`, crop at the images' own size, and mirror half of the images: [B, C, H, W]."""
     height, width = images.shape[-2:]
     top = sample_integers("crop-top", seed, epoch, index, 2 * pad + 1)
     left = sample_integers("crop-left", seed, epoch, index, 2 * pad + 1)
     rows = top[:, None] + torch.arange(height, device=images.device)
     columns = torch.arange(width, device=images.device).expand(len(images), -1)
-    if flip:
+    if flip:  # reading the columns in reverse order costs nothing
         columns = torch.where(_mirrored(seed, epoch, index)[:, None], columns.flip(-1), columns)
     columns = left[:, None] + columns
     padded = F.pad(images, (pad,) * 4)
@@ -37,12 +34,8 @@ def random_crop(images: Tensor, pad: int, *, flip: bool, seed: int, epoch: int, 
     return padded[batch[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def random_flip(images: Tensor, *, seed: int, epoch: int, index: Tensor) -> Tensor:
-    """Mirror each image with probability one half: [B, C, H, W]."""
-    return torch.where(_mirrored(seed, epoch, index)[:, None, None, None], images.flip(-1), images)
-
-
 def _mirrored(seed: int, epoch: int, index: Tensor) -> Tensor:
+    """Whether to mirror each image, with probability one half: bool [B]."""
     return sample_integers("flip", seed, epoch, index, 2).bool()
 
 
@@ -70,14 +63,10 @@ def _statistics(recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor]:
     return mean, std
 
 
-def train_batch(images: Tensor, recipe: Recipe, size: int, *, seed: int, epoch: int, index: Tensor) -> Tensor:
-    """Training transforms of arrays: uint8 [B, 3, h, w] -> float32 [B, 3, size, size]."""
-    window = random_crop(images, recipe.pad, flip=recipe.flip, seed=seed, epoch=epoch, index=index)
-    return normalise(resize(window, size), recipe)
-
-
-def eval_batch(images: Tensor, recipe: Recipe, size: int) -> Tensor:
-    """Test transforms of arrays: uint8 [B, 3, h, w] -> float32 [B, 3, size, size]."""
+def array_batch(images: Tensor, recipe: Recipe, size: int, *, seed: int, epoch: int | None, index: Tensor) -> Tensor:
+    """Transforms of arrays: uint8 [B, 3, h, w] -> float32 [B, 3, size, size]; for tests if `epoch` is None."""
+    if epoch is not None:
+        images = random_crop(images, recipe.pad, flip=recipe.flip, seed=seed, epoch=epoch, index=index)
     return normalise(resize(images, size), recipe)
 
 
@@ -112,12 +101,7 @@ def crop_file(image: Image.Image, size: int, *, seed: int, epoch: int | None, in
 
 
 def finish_batch(images: Tensor, recipe: Recipe, *, seed: int, epoch: int | None, index: Tensor) -> Tensor:
-    """Last part of both transforms of image files, on the device: flip (in training) and normalise.
-
-    Args:
-        images: cropped, uint8 [B, 3, S, S].
-        epoch: None for the test transform.
-    """
+    """Last part, on the device: flip in training and normalise cropped images, uint8 [B, 3, S, S]."""
     if epoch is not None and recipe.flip:
-        images = random_flip(images, seed=seed, epoch=epoch, index=index)
+        images = torch.where(_mirrored(seed, epoch, index)[:, None, None, None], images.flip(-1), images)
     return normalise(images, recipe)

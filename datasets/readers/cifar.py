@@ -26,16 +26,8 @@ LABEL_KEYS = {"cifar10": "labels", "cifar100": "fine_labels"}
 ARCHIVES = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}
 HUMAN_LABELS = {"cifar10": ("CIFAR-10_human.pt", "worse_label"), "cifar100": ("CIFAR-100_human.pt", "noisy_label")}
 # All that the published files need; any other import of a pickle is refused before it runs.
-HARMLESS = {
-    ("_codecs", "encode"),
-    ("collections", "OrderedDict"),
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-}
+HARMLESS = {("_codecs", "encode"), ("collections", "OrderedDict"), ("numpy", "dtype"), ("numpy", "ndarray")}
+HARMLESS |= {(f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")}
 
 
 def read_cifar(root: Path, *, dataset: str, download: bool = False) -> Splits:
@@ -50,8 +42,7 @@ def read_cifar(root: Path, *, dataset: str, download: bool = False) -> Splits:
     """
     name = dataset.removesuffix("n")
     folder = root / FOLDERS[name]
-    files = TRAIN_FILES[name] + TEST_FILES[name]
-    missing = [name for name in files if not (folder / name).is_file()]
+    missing = [file for file in TRAIN_FILES[name] + TEST_FILES[name] if not (folder / file).is_file()]
     if missing and download:
         _download(root, dataset)
     elif missing:
@@ -59,10 +50,12 @@ def read_cifar(root: Path, *, dataset: str, download: bool = False) -> Splits:
         raise UserError(
             f"{dataset}: looked for the official python version in {folder}: {found}; put it there, set data_root, or set download=true"
         )
-    return Splits(
-        _read_split([folder / file for file in TRAIN_FILES[name]], LABEL_KEYS[name]),
-        _read_split([folder / file for file in TEST_FILES[name]], LABEL_KEYS[name]),
-    )
+
+    def read_split(files: Sequence[str]) -> Arrays:
+        images, labels = zip(*(_read_batch(folder / file, LABEL_KEYS[name]) for file in files))
+        return Arrays(np.concatenate(images), np.concatenate(labels))
+
+    return Splits(read_split(TRAIN_FILES[name]), read_split(TEST_FILES[name]))
 
 
 def read_human_labels(root: Path, *, dataset: str, n: int) -> np.ndarray:
@@ -77,14 +70,18 @@ def read_human_labels(root: Path, *, dataset: str, n: int) -> np.ndarray:
         raise UserError(
             f"{dataset} with noise 'real' needs the human labels of CIFAR-N: looked for {path}; download it from noisylabels.com and put it there"
         )
-    content = _unpickle_torch(path)
+    try:
+        with zipfile.ZipFile(path) as archive:  # as torch.save writes
+            pickled = next(file for file in archive.namelist() if file.endswith("/data.pkl"))
+            content = _Unpickler(io.BytesIO(archive.read(pickled))).load()
+    except Exception as error:  # damaged files raise many types
+        raise UserError(f"{path}: not a readable label file ({first_line(error)}); download it again") from None
     if not isinstance(content, dict) or label_key not in content:
         raise UserError(f"{path}: no entry '{label_key}'; use the published file")
     labels = np.asarray(content[label_key]).astype(np.int64)
     if labels.shape != (n,):
-        raise UserError(
-            f"{path}: {labels.shape[0] if labels.ndim else 0} labels for {n} images; use the published file"
-        )
+        n_labels = labels.shape[0] if labels.ndim else 0
+        raise UserError(f"{path}: {n_labels} labels for {n} images; use the published file")
     return labels
 
 
@@ -101,11 +98,6 @@ def _download(root: Path, dataset: str) -> None:
         ) from None
 
 
-def _read_split(paths: Sequence[Path], label_key: str) -> Arrays:
-    batches = [_read_batch(path, label_key) for path in paths]
-    return Arrays(np.concatenate([b.images for b in batches]), np.concatenate([b.labels for b in batches]))
-
-
 def _read_batch(path: Path, label_key: str) -> Arrays:
     try:
         content = _Unpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
@@ -119,16 +111,6 @@ def _read_batch(path: Path, label_key: str) -> Arrays:
             f"{path}: not a readable CIFAR file ({first_line(error)}); download the archive again"
         ) from None
     return Arrays(images, labels)
-
-
-def _unpickle_torch(path: Path) -> Any:
-    """Load a file of torch.save that holds numpy arrays, with the restricted unpickler."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            name = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
-            return _Unpickler(io.BytesIO(archive.read(name))).load()
-    except Exception as error:  # damaged files raise many types
-        raise UserError(f"{path}: not a readable label file ({first_line(error)}); download it again") from None
 
 
 class _Unpickler(pickle.Unpickler):

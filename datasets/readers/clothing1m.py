@@ -11,41 +11,30 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.readers.layout import check_files, find_folder, make_listing, read_lines, read_pairs, to_label
+from datasets.readers.layout import find_folder, make_listing, read_lines, read_pairs, to_label
 from datasets.readers.splits import Listing, Splits
 from utils.errors import UserError
 
 N_CLASSES = 14
 
 
-def read_clothing1m(
-    root: Path,
-    *,
-    num_samples: int = 64_000,
-    seed: int = 0,
-    allow_outside_root: bool = False,
-    skip_unreadable: bool = False,
-) -> Splits:
-    """Read the noisy train subset and the clean test split. Only the files of these are checked for existence.
+def read_clothing1m(root: Path, *, num_samples: int = 64_000, seed: int = 0) -> Splits:
+    """Read the noisy train subset and the clean test split.
 
     Args:
         num_samples: size of the subset; 0 for every listed image.
         seed: of the subset.
-        allow_outside_root, skip_unreadable: as `layout.check_files`.
 
     Raises:
-        UserError: missing lists or images, a key without a label.
+        UserError: missing lists, a key without a label.
     """
     markers = ["noisy_train_key_list.txt", "noisy_label_kv.txt"]
     folder = find_folder(root, "clothing1m", dataset="clothing1m", markers=markers, archives=["clothing"])
     train = _read_split(folder, "noisy_train_key_list.txt", "noisy_label_kv.txt")
     if num_samples:
         rows = balanced_subset(train.labels, N_CLASSES, num_samples, seed)
-        train = Listing(folder, [train.ids[i] for i in rows], train.labels[rows])
-    test = _read_split(folder, "clean_test_key_list.txt", "clean_label_kv.txt")
-    for listing, name in ((train, "noisy_train_key_list.txt"), (test, "clean_test_key_list.txt")):
-        check_files(listing, folder / name, allow_outside_root=allow_outside_root, skip_unreadable=skip_unreadable)
-    return Splits(train, test)
+        train = train._replace(ids=[train.ids[i] for i in rows], labels=train.labels[rows])
+    return Splits(train, _read_split(folder, "clean_test_key_list.txt", "clean_label_kv.txt"))
 
 
 def balanced_subset(labels: np.ndarray, n_classes: int, n: int, seed: int) -> list[int]:
@@ -85,4 +74,4 @@ def _read_split(folder: Path, keys: str, labels: str) -> Listing:
     for key, label in found.items():
         if label < 0:
             raise UserError(f"{folder / labels}: no label for '{key}' of {keys}; download both lists again")
-    return make_listing(folder, found, what=f"keys in {keys}")
+    return make_listing(folder, found, what=f"keys in {keys}", source=folder / keys)

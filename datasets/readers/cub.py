@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets.readers.layout import check_files, find_folder, make_listing, read_labels, read_lines
+from datasets.readers.layout import find_folder, make_listing, read_labels, read_lines
 from datasets.readers.splits import Listing, Splits
 from utils.errors import UserError
 
 N_CLASSES = 200
 
 
-def read_cub(root: Path, *, allow_outside_root: bool = False, skip_unreadable: bool = False) -> Splits:
-    """Read train and test split; options as `layout.check_files`.
+def read_cub(root: Path) -> Splits:
+    """Read train and test split.
 
     Raises:
-        UserError: missing lists or images, an image without label or split.
+        UserError: missing lists, an image without label or split.
     """
     folder = find_folder(root, "CUB_200_2011", dataset="cub-200-2011", markers=["images.txt"], archives=["cub"])
     names = _read_images(folder / "images.txt")
@@ -29,10 +29,7 @@ def read_cub(root: Path, *, allow_outside_root: bool = False, skip_unreadable: b
     def split(train: int) -> Listing:
         chosen = {f"images/{name}": labels[i] for i, name in names.items() if is_train[i] == train}
         what = f"{'train' if train else 'test'} images by train_test_split.txt"
-        listing = make_listing(folder, chosen, what=what)
-        return check_files(
-            listing, folder / "images.txt", allow_outside_root=allow_outside_root, skip_unreadable=skip_unreadable
-        )
+        return make_listing(folder, chosen, what=what, source=folder / "images.txt")
 
     return Splits(split(1), split(0))
 

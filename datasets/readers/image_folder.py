@@ -6,10 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from datasets.readers.layout import make_listing, subfolders
-from datasets.readers.names import given_names, natural_sorted
-from datasets.readers.own_data import check_distinct, check_folder, validate
-from datasets.readers.safe_paths import escapes_root, outside
+from datasets.readers.layout import entries, escapes_root, files, make_listing, outside, subfolders
+from datasets.readers.names import Names, given_names, natural_sorted
+from datasets.readers.own_data import check_distinct, check_folder
 from datasets.readers.splits import Listing, Splits
 from utils.errors import UserError
 from utils.log import log
@@ -19,61 +18,55 @@ TEST_FOLDERS = ("test", "val")  # the first that exists
 
 
 def read_image_folder(
-    root: Path,
-    *,
-    class_names: Sequence[str] | str | None = None,
-    allow_outside_root: bool = False,
-    prompts: str = "names",
+    root: Path, *, class_names: Sequence[str] | str | None = None, allow_outside_root: bool = False
 ) -> Splits:
     """Read train split, test split if there is one, and class names, by default those of the folders.
 
     Args:
         class_names: a list, or a file (`readers.names.given_names`).
         allow_outside_root: follow links that lead out of `root`.
-        prompts: `names` to warn of class names that mean nothing in prompts.
 
     Raises:
-        UserError: no images, only one class, class names that do not match, links that lead outside.
+        UserError: no images, class names that do not match, links that lead outside.
     """
     check_folder("image_folder", root)
-    has_splits = _has_splits(root)
-    found = _class_images(root, "train" if has_splits else "", allow_outside_root)
+    train, test = _split_folders(root)
+    found = _class_images(root, train, allow_outside_root)
     if not found:
         raise UserError(
-            f"image_folder: found no images {'train/' if has_splits else ''}<class>/*.jpg (or {', '.join(SUFFIXES[1:])}) in {root}; put the images of each class into its own folder"
+            f"image_folder: found no images {train}<class>/*.jpg (or {', '.join(SUFFIXES[1:])}) in {root}; put the images of each class into its own folder"
         )
     classes = {name: label for label, name in enumerate(natural_sorted(found))}
-    test = None
-    if has_splits:
-        split = next((name for name in TEST_FOLDERS if name in subfolders(root)), None)
-        test = _listing(root, _class_images(root, split, allow_outside_root), classes) if split else None
-    names, prompt_names = _names(root, class_names, list(classes))
-    check_distinct("image_folder", names)
-    train = _listing(root, found, classes)
-    return validate("image_folder", train, Splits(train, test, names=names, prompts=prompt_names), prompts=prompts)
+    named = _names(root, class_names, list(classes))
+    check_distinct("image_folder", named.names)
+    return Splits(
+        _listing(root, found, classes),
+        _listing(root, _class_images(root, test, allow_outside_root), classes) if test else None,
+        names=named.names,
+        prompts=named.prompts,
+    )
 
 
-def _has_splits(root: Path) -> bool:
-    """Whether the first level is train and test, not classes. A class may be called train, so its subfolders decide."""
+def _split_folders(root: Path) -> tuple[str, str]:
+    """Prefixes of train and test ids, "" for none. A class may be called train, so its subfolders decide."""
     if not subfolders(root / "train"):
-        return False
+        return "", ""
     other = [name for name in subfolders(root) if name not in ("train", *TEST_FOLDERS)]
     if other:
         raise UserError(
             f"image_folder: {root} contains train/ with subfolders and also '{other[0]}', so train may be a split or a class; move '{other[0]}' away, or all classes into train/"
         )
-    return True
+    return "train/", next((f"{name}/" for name in TEST_FOLDERS if name in subfolders(root)), "")
 
 
 def _class_images(root: Path, split: str, allow_outside_root: bool) -> dict[str, list[str]]:
     """Ids by class folder; warns of empty folders and of images outside of class folders."""
     top = root / split
-    found = {name: _images(root, f"{split}/{name}".lstrip("/"), allow_outside_root) for name in subfolders(top)}
+    found = {name: _images(root, f"{split}{name}", allow_outside_root) for name in subfolders(top)}
     empty = [name for name, ids in found.items() if not ids]
     if empty:
-        names = ", ".join(empty[:3])
-        log.warning(f"image_folder: skipped {len(empty)} folders without images in {top} ({names})")
-    loose = [entry.name for entry in _scan(str(top)) if _is_image(entry)]
+        log.warning(f"image_folder: skipped {len(empty)} folders without images in {top} ({', '.join(empty[:3])})")
+    loose = files(top, SUFFIXES)
     if loose:
         log.warning(f"image_folder: skipped {len(loose)} images in {top} outside of class folders ({loose[0]})")
     return {name: ids for name, ids in found.items() if ids}
@@ -86,35 +79,20 @@ def _images(root: Path, below: str, allow_outside_root: bool) -> list[str]:
     open_folders: list[tuple[str, tuple[str, ...]]] = [(below, ())]  # id, resolved paths of its parents
     while open_folders:
         folder, above = open_folders.pop()
-        path = os.path.join(root, folder)  # noqa: PTH118 (one Path object per file is slow)
-        real = os.path.realpath(path)
+        real = os.path.realpath(root / folder)
         if real in above:
-            raise UserError(f"image_folder: the link {path} points to one of its parent folders; remove it")
+            raise UserError(f"image_folder: the link {root / folder} points to one of its parent folders; remove it")
         if not allow_outside_root and escapes_root(real, real_root):
             raise outside(folder, root, "image_folder")
-        for entry in _scan(path):
-            if entry.name.startswith("."):
-                continue
+        for entry in entries(root / folder):
             name = f"{folder}/{entry.name}"
             if entry.is_dir():
                 open_folders.append((name, (*above, real)))
-            elif _is_image(entry):
+            elif entry.name.lower().endswith(SUFFIXES):
                 if entry.is_symlink() and not allow_outside_root and escapes_root(entry.path, real_root):
                     raise outside(name, root, "image_folder")
                 ids.append(name)
     return ids
-
-
-def _scan(path: str) -> list[os.DirEntry]:
-    try:
-        with os.scandir(path) as entries:
-            return list(entries)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be listed ({error.strerror or error})") from None
-
-
-def _is_image(entry: os.DirEntry) -> bool:
-    return entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".") and not entry.is_dir()
 
 
 def _listing(root: Path, found: Mapping[str, list[str]], classes: Mapping[str, int]) -> Listing:
@@ -125,22 +103,23 @@ def _listing(root: Path, found: Mapping[str, list[str]], classes: Mapping[str, i
     return make_listing(root, labels, what="test images")
 
 
-def _names(root: Path, class_names: Sequence[str] | str | None, folders: list[str]) -> tuple[list[str], list[str]]:
-    """(names, prompts): those of the folders, or the given ones by number or folder."""
+def _names(root: Path, class_names: Sequence[str] | str | None, folders: list[str]) -> Names:
+    """Names of the classes: those of the folders, or the given ones by number or folder."""
+    keys = [folder.strip() for folder in folders]
     given = given_names(class_names)
     if given is None:
-        return [folder.strip() for folder in folders], []
+        return Names(keys, [], [])
     if not given.keys:
         if len(given.names) != len(folders):
             raise UserError(
                 f"class_names: {len(given.names)} names for the {len(folders)} class folders of {root}; give one per folder, in the order {', '.join(folders[:3])}, ..."
             )
-        return given.names, given.prompts
+        return given
     place = {key: i for i, key in enumerate(given.keys)}
-    missing = next((folder for folder in folders if folder.strip() not in place), None)
+    missing = next((folder for folder, key in zip(folders, keys) if key not in place), None)
     if missing is not None:
         raise UserError(
             f"class_names={class_names}: no line for the class folder '{missing}'; the column index must hold folders, or integers in [0, {len(folders) - 1}]"
         )
-    rows = [place[folder.strip()] for folder in folders]
-    return [given.names[i] for i in rows], [given.prompts[i] for i in rows] if given.prompts else []
+    rows = [place[key] for key in keys]
+    return Names([given.names[i] for i in rows], [given.prompts[i] for i in rows] if given.prompts else [], keys)

@@ -8,12 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from datasets.readers.layout import check_files, make_listing
+from datasets.readers.layout import make_listing, outside
 from datasets.readers.names import Names, given_names, label_number, label_numbers, natural_sorted
-from datasets.readers.own_data import check_distinct, check_folder, validate
-from datasets.readers.safe_paths import outside
+from datasets.readers.own_data import check_distinct, check_folder
 from datasets.readers.splits import Listing, Splits
 from datasets.readers.tables import read_table
 from utils.errors import UserError
@@ -25,15 +22,8 @@ COLUMNS = {
     "split": ("set", "subset"),
     "true_label": ("true", "clean_label", "ground_truth"),
 }
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "test": "test",
-    "testing": "test",
-    "val": "test",
-    "valid": "test",
-    "validation": "test",
-}
+SPLITS = {"train": "train", "training": "train"}
+SPLITS |= dict.fromkeys(("test", "testing", "val", "valid", "validation"), "test")
 
 
 class Entry(NamedTuple):
@@ -46,25 +36,18 @@ class Entry(NamedTuple):
 
 
 def read_image_table(
-    root: Path,
-    *,
-    table: str | None,
-    class_names: Sequence[str] | str | None = None,
-    allow_outside_root: bool = False,
-    skip_unreadable: bool = False,
-    prompts: str = "names",
+    root: Path, *, table: str | None, class_names: Sequence[str] | str | None = None, allow_outside_root: bool = False
 ) -> Splits:
     """Read train split, test split and true labels if the table has them, and class names.
 
     Args:
         table: CSV, TSV or Parquet file.
         class_names: a list, or a file (`readers.names.given_names`); by default the labels.
-        allow_outside_root, skip_unreadable: as `readers.layout.check_files`.
-        prompts: `names` to warn of class names that mean nothing in prompts.
+        allow_outside_root: accept paths that lead out of `root`.
 
     Raises:
         UserError: no readable table; rows without path or label, or that contradict each other; labels that are not
-            classes; missing files, or files outside of `root`.
+            classes; files outside of `root`.
     """
     if table is None:
         raise UserError(
@@ -72,33 +55,36 @@ def read_image_table(
         )
     check_folder("image_table", root)
     source = f"table={table}"
-    splits = _splits(_entries(root, Path(table), source, allow_outside_root))
-    if not splits["train"]:
+    entries = _entries(root, Path(table), source, allow_outside_root)
+    train, test = ({name: row for name, row in entries.items() if row.split == split} for split in ("train", "test"))
+    if not train:
         raise UserError(f"{source}: no rows belong to the train split")
-    classes = given_names(class_names) or _own_names(splits["train"])
+    labels = {text for row in train.values() for text in (row.label, row.true) if text}
+    classes = given_names(class_names) or Names(natural_sorted(labels), [], [])
     check_distinct("image_table", classes.names)
     numbers = label_numbers(classes.names, classes.keys)
 
-    def listing(split: str, labels: Mapping[str, str]) -> Listing:
-        found = {}
-        for name, text in labels.items():
-            found[name] = label_number(text, numbers, f"{source}, line {splits[split][name].line}")
-        result = make_listing(root, found, what=f"{split} images")
-        return check_files(result, source, allow_outside_root=allow_outside_root, skip_unreadable=skip_unreadable)
+    def listing(split: str, texts: Mapping[str, str], column: str = "") -> Listing:
+        where = {name: f"{source}, line {entries[name].line}{column}" for name in texts}
+        found = {name: label_number(text, numbers, where[name]) for name, text in texts.items()}
+        return make_listing(root, found, what=f"{split} images", source=source)
 
-    train = listing("train", {name: entry.label for name, entry in splits["train"].items()})
-    true = _true_labels(splits["train"], train.ids, numbers, source)
-    tests = {name: entry.true or entry.label for name, entry in splits["test"].items()}
-    test = listing("test", tests) if tests else None
-    own = Splits(train, test, true=true, names=classes.names, prompts=classes.prompts)
-    return validate("image_table", train, own, prompts=prompts)
+    known = _true_labels(train, source)
+    tests = {name: row.true or row.label for name, row in test.items()}
+    return Splits(
+        listing("train", {name: row.label for name, row in train.items()}),
+        listing("test", tests) if tests else None,
+        true=listing("train", known, ", true_label").labels if known else None,
+        names=classes.names,
+        prompts=classes.prompts,
+    )
 
 
 def _entries(root: Path, table: Path, source: str, allow_outside_root: bool) -> dict[str, Entry]:
     """Entry by id; identical rows count once."""
     entries: dict[str, Entry] = {}
-    n_repeated = 0
-    for line, row in read_table(table, "table", COLUMNS, optional=["split", "true_label"]):
+    rows = read_table(table, "table", COLUMNS, optional=["split", "true_label"])
+    for line, row in rows:
         where = f"{source}, line {line}"
         name = _id(root, row["path"], where, allow_outside_root)
         split = row.get("split", "train").strip()
@@ -112,9 +98,8 @@ def _entries(root: Path, table: Path, source: str, allow_outside_root: bool) -> 
             raise UserError(
                 f"{where}: '{name[:200]}' has another label or split in line {earlier.line} ({earlier.label[:40]}, here {entry.label[:40]}); keep one"
             )
-        n_repeated += earlier is not entry
-    if n_repeated:
-        log.info(f"{source}: {n_repeated} rows repeat an earlier one; each image counts once")
+    if len(rows) > len(entries):
+        log.info(f"{source}: {len(rows) - len(entries)} rows repeat an earlier one; each image counts once")
     return entries
 
 
@@ -131,36 +116,12 @@ def _id(root: Path, path: str, where: str, allow_outside_root: bool) -> str:
     return name
 
 
-def _splits(entries: Mapping[str, Entry]) -> dict[str, dict[str, Entry]]:
-    splits: dict[str, dict[str, Entry]] = {"train": {}, "test": {}}
-    for name, entry in entries.items():
-        splits[entry.split][name] = entry
-    return splits
-
-
-def _own_names(train: Mapping[str, Entry]) -> Names:
-    """Classes from the labels of the train rows, given or true."""
-    labels = {text for entry in train.values() for text in (entry.label, entry.true) if text}
-    return Names(natural_sorted(labels), [], [])
-
-
-def _true_labels(
-    train: Mapping[str, Entry], ids: list[str], numbers: Mapping[str, int], source: str
-) -> np.ndarray | None:
-    """True labels in the order of `ids`, int64 [N]; None without any.
-
-    Raises:
-        UserError: only some rows have one.
-    """
-    known = [bool(entry.true) for entry in train.values()]
-    if not any(known):
-        return None
-    lacking = next((entry for entry in train.values() if not entry.true), None)
-    if lacking is not None:
+def _true_labels(train: Mapping[str, Entry], source: str) -> dict[str, str]:
+    """True label by id; empty without any. A UserError if only some rows have one."""
+    known = {name: row.true for name, row in train.items() if row.true}
+    lacking = next((row for row in train.values() if not row.true), None)
+    if known and lacking:
         raise UserError(
             f"{source}, line {lacking.line}: true_label is empty, but other train rows have one; fill in all or none"
         )
-    return np.array(
-        [label_number(train[name].true, numbers, f"{source}, line {train[name].line}, true_label") for name in ids],
-        dtype=np.int64,
-    )
+    return known

@@ -1,4 +1,4 @@
-"""Finding and listing data sets of image files, with errors that name the missing file and the next step.
+"""Finding, listing and checking data sets of image files, with errors that name the missing file and the next step.
 
 The id of a sample is its path relative to the data set's folder, with forward slashes. Ids are sorted, so samples do not
 depend on the order of a file system or list.
@@ -6,13 +6,14 @@ depend on the order of a file system or list.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from datasets.readers.safe_paths import by_folder, refuse_outside
 from datasets.readers.splits import Listing
 from utils.errors import UserError
 
@@ -21,11 +22,12 @@ ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".
 HELP = "datasets/README.md shows the layout"
 
 
-def make_listing(folder: Path, labels: Mapping[str, int], *, what: str) -> Listing:
+def make_listing(folder: Path, labels: Mapping[str, int], *, what: str, source: Path | str = "") -> Listing:
     """Make a split of label by id, sorted by id.
 
     Args:
         what: what the split consists of, for the message.
+        source: the list that names the files.
 
     Raises:
         UserError: no samples.
@@ -33,26 +35,29 @@ def make_listing(folder: Path, labels: Mapping[str, int], *, what: str) -> Listi
     if not labels:
         raise UserError(f"found no {what} in {folder}; {HELP}")
     ids = sorted(labels)
-    return Listing(folder, ids, np.array([labels[name] for name in ids], dtype=np.int64))
+    return Listing(folder, ids, np.array([labels[name] for name in ids], dtype=np.int64), source)
 
 
 # ------------------------------------------------------------------ folders
 
 
 def find_folder(root: Path, name: str, *, dataset: str, markers: Sequence[str], archives: Sequence[str]) -> Path:
-    """Find the folder of a data set: `name` in `root`, or `root` itself, whichever holds a marker.
+    """Find the folder of `dataset`: `name` in `root`, or `root` itself, whichever holds a marker.
 
     Args:
-        dataset: name of the data set, for messages.
         markers: files or folders, one of which the data set's folder contains.
         archives: lower-case prefixes of the official archives' names; the message mentions one that is not unpacked.
 
     Raises:
         UserError: found in neither place.
     """
+
+    def holds_marker(folder: Path) -> bool:
+        return any((folder / marker).exists() for marker in markers)
+
     places = (root / name, root)
     for folder in places:
-        if _holds(folder, markers):
+        if holds_marker(folder):
             return folder
     wanted = f"{dataset}: looked for {' or '.join(markers)} in {root / name} and in {root}"
     if not root.is_dir():
@@ -61,26 +66,36 @@ def find_folder(root: Path, name: str, *, dataset: str, markers: Sequence[str], 
     deeper = [root / name / child for child in subfolders(root / name)]
     deeper += [root / child / name for child in subfolders(root)]
     for folder in deeper:
-        if _holds(folder, markers):
+        if holds_marker(folder):
             raise UserError(f"{wanted}: found it one folder deeper; set data_root={folder}")
-    for folder in places:
-        for file in _files(folder, ARCHIVE_SUFFIXES):
-            if file.lower().startswith(tuple(archives)):
-                raise UserError(
-                    f"{wanted}: found the archive {folder / file}, which is not unpacked; unpack it in {root}"
-                )
-    found = next(f"{folder} holds {_some(folder)}" for folder in places if folder.is_dir())
-    raise UserError(f"{wanted}: {found}; put the data set there or set data_root; {HELP}")
+    for archive in [folder / file for folder in places for file in files(folder, ARCHIVE_SUFFIXES)]:
+        if archive.name.lower().startswith(tuple(archives)):
+            raise UserError(f"{wanted}: found the archive {archive}, which is not unpacked; unpack it in {root}")
+    folder = next(filter(Path.is_dir, places))
+    names = [entry.name for entry in entries(folder)]
+    found = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "") or "nothing"
+    raise UserError(f"{wanted}: {folder} holds {found}; put the data set there or set data_root; {HELP}")
 
 
 def subfolders(folder: Path) -> list[str]:
     """Names of the folders in a folder, sorted, without hidden ones; empty if it does not exist."""
-    return [entry.name for entry in _entries(folder) if entry.is_dir()]
+    return [entry.name for entry in entries(folder) if entry.is_dir()]
 
 
-def image_names(folder: Path) -> list[str]:
-    """Names of the image files in a folder, sorted, without hidden ones; empty if it does not exist."""
-    return _files(folder, IMAGE_SUFFIXES)
+def files(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
+    """Names of the files of a type in a folder, by default images; otherwise as `subfolders`."""
+    return [entry.name for entry in entries(folder) if entry.name.lower().endswith(suffixes) and not entry.is_dir()]
+
+
+def entries(folder: Path) -> list[os.DirEntry]:
+    """Entries of a folder, sorted by name, without hidden ones; empty if it does not exist."""
+    try:
+        with os.scandir(folder) as found:
+            return sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be listed ({error.strerror or error})") from None
 
 
 def class_folders(
@@ -124,7 +139,7 @@ def read_class_folders(folder: Path, split: str, labels: Mapping[str, int], *, i
         below = f"{split}/{name}"
         if inner and (folder / below / inner).is_dir():
             below = f"{below}/{inner}"
-        images = image_names(folder / below)
+        images = files(folder / below)
         if not images:
             raise UserError(f"found no images in {folder / below}: the copy is incomplete; unpack it again; {HELP}")
         found |= {f"{below}/{file}": label for file in images}
@@ -133,25 +148,6 @@ def read_class_folders(folder: Path, split: str, labels: Mapping[str, int], *, i
 
 def _holds(folder: Path, markers: Sequence[str]) -> bool:
     return any((folder / marker).exists() for marker in markers)
-
-
-def _entries(folder: Path) -> list[os.DirEntry]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be listed ({error.strerror or error})") from None
-
-
-def _files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
-    return [entry.name for entry in _entries(folder) if entry.name.lower().endswith(suffixes) and not entry.is_dir()]
-
-
-def _some(folder: Path, most: int = 4) -> str:
-    names = [entry.name for entry in _entries(folder)]
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "nothing"
 
 
 # -------------------------------------------------------------------- lists
@@ -206,11 +202,8 @@ def read_labels(path: Path, n_classes: int, *, first: int = 0) -> dict[str, int]
 def to_label(text: str, n_classes: int, path: Path, number: int, *, first: int = 0) -> int:
     """Parse a label that starts at `first`; the result starts at 0.
 
-    Args:
-        path, number: list and line, for the message.
-
     Raises:
-        UserError: not an integer in [first, first + n_classes - 1].
+        UserError: not an integer in [first, first + n_classes - 1]; names the list `path` and the line `number`.
     """
     label = int(text) - first if text.isdecimal() else -1
     if not 0 <= label < n_classes:
@@ -220,40 +213,58 @@ def to_label(text: str, n_classes: int, path: Path, number: int, *, first: int =
     return label
 
 
-def check_files(
-    listing: Listing, source: Path | str, *, allow_outside_root: bool = False, skip_unreadable: bool = False
-) -> Listing:
-    """Check that the files of a listing exist and lie in its folder; returns the listing.
+# ------------------------------------------------------- listed files
 
-    Lists each folder once or twice; of single files, only links are resolved.
+
+def check_files(listing: Listing, *, allow_outside_root: bool = False, skip_unreadable: bool = False) -> None:
+    """Check that the files that a list names exist and lie in the data set's folder.
+
+    Lists each folder once; of single files, only links are resolved.
 
     Args:
-        source: the list that names the files, for messages.
         allow_outside_root: accept files outside the folder.
         skip_unreadable: leave missing files to the loader, unless all are missing.
 
     Raises:
         UserError: missing files, or files outside the folder.
     """
-    if not allow_outside_root:
-        refuse_outside(listing.folder, listing.ids, str(source))
+    root, real_root, source = listing.folder, os.path.realpath(listing.folder), str(listing.source)
+    by_folder: dict[str, list[str]] = defaultdict(list)
+    for name in listing.ids:
+        by_folder[name.rpartition("/")[0]].append(name)
     missing: list[str] = []
-    for below, names in by_folder(listing.ids).items():
-        present = {f"{below}/{entry}" if below else entry for entry in _names(listing.folder / below)}
-        missing += [name for name in names if name not in present]
+    for below, names in by_folder.items():
+        if not allow_outside_root and escapes_root(root / below, real_root):
+            raise outside(names[0], root, source)
+        is_link: dict[str, bool] = {}
+        with contextlib.suppress(OSError), os.scandir(root / below) as found:  # without the folder, all are missing
+            is_link = {entry.name: entry.is_symlink() for entry in found}
+        for name in names:
+            link = is_link.get(name.rpartition("/")[2])
+            if link is None:
+                missing.append(name)
+            elif link and not allow_outside_root and escapes_root(root / name, real_root):
+                raise outside(name, root, source)
     if missing and not (skip_unreadable and len(missing) < len(listing.ids)):
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(
-            f"{source} names {missing[0]}{others}, not found in {listing.folder}{_still_packed(listing.folder, missing[0])}; add the missing images, or set skip_unreadable=true to leave them out"
+            f"{source} names {missing[0]}{others}, not found in {root}{_still_packed(root, missing[0])}; add the missing images, or set skip_unreadable=true to leave them out"
         )
-    return listing
 
 
-def _names(folder: Path) -> list[str]:
-    try:
-        return os.listdir(folder)  # noqa: PTH208 (only names; Path objects take six times as long)
-    except OSError:
-        return []
+def escapes_root(path: str | Path, root: str) -> bool:
+    """Whether a file, with all links followed, lies outside `root` (a path without links)."""
+    if "\0" in str(path):  # not a valid path
+        return True
+    real = os.path.realpath(path)
+    return real != root and not real.startswith(root.rstrip(os.sep) + os.sep)
+
+
+def outside(name: str, root: Path, source: str) -> UserError:
+    """The error for an image that a `..`, absolute path or link leads out of the data root; `source` names it."""
+    return UserError(
+        f"{source}: '{name[:200]}' leads outside data_root={root}; move it there, or set allow_outside_root=true if this is intended"
+    )
 
 
 def _still_packed(folder: Path, name: str) -> str:

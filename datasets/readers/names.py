@@ -60,19 +60,15 @@ def label_numbers(names: Sequence[str], keys: Sequence[str] = ()) -> dict[str, i
     """
     count = Counter(names)
     numbers = {} if any(text.isdecimal() for text in (*names, *keys)) else {str(i): i for i in range(len(names))}
-    return (
-        numbers | {name: i for i, name in enumerate(names) if count[name] == 1} | {key: i for i, key in enumerate(keys)}
-    )
+    numbers |= {name: i for i, name in enumerate(names) if count[name] == 1}
+    return numbers | {key: i for i, key in enumerate(keys)}
 
 
 def label_number(text: str, numbers: Mapping[str, int], where: str) -> int:
     """Look up the class of a label's text in `label_numbers`.
 
-    Args:
-        where: file and line, for the message.
-
     Raises:
-        UserError: not a class.
+        UserError: not a class; `where` names file and line.
     """
     if text in numbers:
         return numbers[text]
@@ -87,10 +83,8 @@ def label_number(text: str, numbers: Mapping[str, int], where: str) -> int:
 
 def natural_sorted(names: Iterable[str]) -> list[str]:
     """Sort by name, or by value if all are numbers, so that 10 comes after 9."""
-    names = list(names)
-    if all(name.isdecimal() for name in names):
-        return sorted(names, key=lambda name: (int(name), name))
-    return sorted(names)
+    names = sorted(names)
+    return sorted(names, key=int) if all(name.isdecimal() for name in names) else names
 
 
 def code_like(names: Sequence[str]) -> list[str]:

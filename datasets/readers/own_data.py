@@ -12,24 +12,24 @@ from utils.errors import UserError
 from utils.log import log
 
 
-def validate(dataset: str, train: Listing, own: Splits, *, prompts: str) -> Splits:
-    """Check for what would make a run useless and log what the user should know; returns the splits.
+def validate(dataset: str, own: Splits, *, prompts: str) -> None:
+    """Check for what would make a run useless and log what the user should know.
 
     Args:
         dataset: name of the data set, for messages.
-        train: the train split of `own`.
         prompts: `names` if the class names go into prompts, which then should not be codes.
 
     Raises:
         UserError: fewer than two classes, or a file name that is not UTF-8.
     """
-    found = set(train.labels.tolist())
+    found = set(own.train.labels.tolist())
     if len(found) < 2:
         name = own.names[found.pop()]
         raise UserError(f"{dataset}: all train images have the label '{name}'; at least two classes are needed")
-    for split in (train, own.test):
-        if isinstance(split, Listing):
-            _check_utf8(split)
+    for split in [split for split in (own.train, own.test) if isinstance(split, Listing)]:
+        for name in split.ids:
+            if name.encode(errors="ignore").decode() != name:  # surrogates stand for the bytes of another encoding
+                raise UserError(f"{split.folder}: the file name {name!a} is not UTF-8; rename it")
     codes = code_like(own.prompts or own.names) if prompts == "names" else []
     if codes:
         log.warning(
@@ -37,39 +37,18 @@ def validate(dataset: str, train: Listing, own: Splits, *, prompts: str) -> Spli
         )
     if own.test is None:
         log.info(f"{dataset}: no test split; no images are held out and no accuracy is reported")
-    return own
 
 
 def check_distinct(dataset: str, names: Sequence[str]) -> None:
-    """Check that class names are distinct; upper and lower case count.
-
-    Raises:
-        UserError: two classes with the same name.
-    """
+    """Raise a UserError for two classes with the same name; upper and lower case count."""
     duplicate = next((name for name, n in Counter(names).items() if n > 1), None)
     if duplicate is not None:
         raise UserError(f"{dataset}: two classes have the name '{duplicate}' (without surrounding spaces); rename one")
 
 
 def check_folder(dataset: str, root: Path) -> None:
-    """Check that the data root exists.
-
-    Raises:
-        UserError: not a directory.
-    """
+    """Raise a UserError for a data root that is not a directory."""
     if not root.is_dir():
         raise UserError(
             f"{dataset}: data_root={root} is not a directory; set data_root to the directory of your images"
         )
-
-
-def _check_utf8(split: Listing) -> None:
-    try:
-        "\n".join(split.ids).encode()
-    except UnicodeEncodeError:
-        bad = next(name for name in split.ids if not name.isascii() and not _encodes(name))
-        raise UserError(f"{split.folder}: the file name {bad!a} is not UTF-8; rename it") from None
-
-
-def _encodes(name: str) -> bool:
-    return name.encode(errors="ignore").decode() == name

@@ -18,11 +18,15 @@ class Arrays(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """One split of image files: paths `ids` relative to `folder`, with forward slashes, and labels, int64 [N]."""
+    """One split of image files: paths `ids` relative to `folder`, with forward slashes, and labels, int64 [N].
+
+    `source` is the list that names the files, which `layout.check_files` looks for; empty: they were found on disk.
+    """
 
     folder: Path
     ids: list[str]
     labels: np.ndarray
+    source: Path | str = ""
 
 
 class Splits(NamedTuple):

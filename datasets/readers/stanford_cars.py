@@ -12,20 +12,17 @@ from typing import Any
 import numpy as np
 from scipy.io import loadmat
 
-from datasets.readers.layout import HELP, check_files, class_folders, find_folder, make_listing, read_class_folders
+from datasets.readers.layout import HELP, class_folders, find_folder, make_listing, read_class_folders
 from datasets.readers.names import shipped_names
 from datasets.readers.splits import Listing, Splits
 from utils.errors import UserError
 
 
-def read_stanford_cars(root: Path, *, allow_outside_root: bool = False, skip_unreadable: bool = False) -> Splits:
+def read_stanford_cars(root: Path) -> Splits:
     """Read train and test split from one folder per class, or from the original devkit.
 
-    Args:
-        allow_outside_root, skip_unreadable: as `layout.check_files`, for the devkit.
-
     Raises:
-        UserError: missing folders, lists or images, unknown classes.
+        UserError: missing folders or lists, unknown classes.
     """
     markers = ["train", "cars_train", "devkit"]
     archives = ["cars", "car_", "stanford", "archive"]
@@ -35,8 +32,7 @@ def read_stanford_cars(root: Path, *, allow_outside_root: bool = False, skip_unr
     def read_split(split: str) -> Listing:
         if (folder / "train").is_dir():
             return read_class_folders(folder, split, class_folders(folder / split, classes, normalise=_plain))
-        listing, source = _read_devkit(folder, split, classes)
-        return check_files(listing, source, allow_outside_root=allow_outside_root, skip_unreadable=skip_unreadable)
+        return _read_devkit(folder, split, classes)
 
     return Splits(read_split("train"), read_split("test"))
 
@@ -46,8 +42,7 @@ def _plain(name: str) -> str:
     return " ".join(name.replace("/", "-").replace("_", " ").split()).casefold()
 
 
-def _read_devkit(folder: Path, split: str, classes: dict[str, int]) -> tuple[Listing, Path]:
-    """A split, and the file that lists it."""
+def _read_devkit(folder: Path, split: str, classes: dict[str, int]) -> Listing:
     annotations = {"train": "cars_train_annos.mat", "test": "cars_test_annos_withlabels.mat"}[split]
     path, meta = _find_mat(folder, annotations), _find_mat(folder, "cars_meta.mat")
     names = [_plain(str(name)) for name in _read_mat(meta, "class_names")]
@@ -55,8 +50,14 @@ def _read_devkit(folder: Path, split: str, classes: dict[str, int]) -> tuple[Lis
     if unknown:
         raise UserError(f"{meta}: '{unknown[0]}' is not one of the {len(classes)} classes; use the original file")
     rows = _read_mat(path, "annotations")
+    try:
+        numbers = [(str(name), int(number)) for name, number in zip(rows["fname"], rows["class"])]
+    except (ValueError, IndexError, TypeError):
+        raise UserError(
+            f"{path}: the annotations have no fields 'fname' and 'class'; use the file with labels"
+        ) from None
     labels: dict[str, int] = {}
-    for name, number in _fields(path, rows):
+    for name, number in numbers:
         if not 1 <= number <= len(names):
             raise UserError(
                 f"{path}: invalid label '{number}' of {name}: expected an integer in [1, {len(names)}]; download it again"
@@ -65,17 +66,7 @@ def _read_devkit(folder: Path, split: str, classes: dict[str, int]) -> tuple[Lis
             raise UserError(f"{path}: duplicate entry '{name}'; download it again")
         labels[name] = classes[names[number - 1]]
     found = {f"cars_{split}/{name}": label for name, label in labels.items()}
-    return make_listing(folder, found, what=f"annotations of cars_{split}"), path
-
-
-def _fields(path: Path, rows: np.ndarray) -> list[tuple[str, int]]:
-    """(file name, label from 1) of each annotation."""
-    try:
-        return [(str(name), int(number)) for name, number in zip(rows["fname"], rows["class"])]
-    except (ValueError, IndexError, TypeError):
-        raise UserError(
-            f"{path}: the annotations have no fields 'fname' and 'class'; use the file with labels"
-        ) from None
+    return make_listing(folder, found, what=f"annotations of cars_{split}", source=path)
 
 
 def _find_mat(folder: Path, name: str) -> Path:

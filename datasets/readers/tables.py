@@ -49,9 +49,8 @@ def _places(
     """Index of each column; its own name takes precedence over other accepted headers."""
     places = {}
     for name, others in columns.items():
-        found = [i for i, text in enumerate(header) if text == name] or [
-            i for i, text in enumerate(header) if text in others
-        ]
+        accepted = [name] if name in header else others
+        found = [i for i, text in enumerate(header) if text in accepted]
         if len(found) > 1:
             raise UserError(
                 f"{source}: columns '{header[found[0]]}' and '{header[found[1]]}' could both be '{name}'; rename one"
@@ -94,9 +93,8 @@ def _read_parquet(path: Path, source: str) -> Iterator[Row]:
             f"{source}: Parquet needs pandas and pyarrow; install them, or save the table as .csv"
         ) from None
     try:
-        frame = pandas.read_parquet(
-            path, dtype_backend="numpy_nullable"
-        )  # else a missing value turns integers into floats
+        # With numpy's own types, a missing value would turn integers into floats.
+        frame = pandas.read_parquet(path, dtype_backend="numpy_nullable")
     except FileNotFoundError:
         raise UserError(f"{source}: no such file") from None
     except Exception as error:  # pandas and its engines raise many types

@@ -10,16 +10,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from datasets.readers.layout import (
-    HELP,
-    class_folders,
-    find_folder,
-    image_names,
-    make_listing,
-    read_class_folders,
-    read_lines,
-    subfolders,
-)
+from datasets.readers import layout
 from datasets.readers.splits import Listing, Splits
 from utils.errors import UserError
 
@@ -31,20 +22,17 @@ def read_tiny_imagenet(root: Path) -> Splits:
         UserError: missing folders or lists, images without a class, unknown classes.
     """
     archives = ["tiny-imagenet", "tiny_imagenet"]
-    folder = find_folder(root, "tiny-imagenet-200", dataset="tiny_imagenet", markers=["train"], archives=archives)
-    classes = _classes(folder / "train")
-    return Splits(read_class_folders(folder, "train", classes, inner="images"), _read_test(folder, classes))
-
-
-def _classes(path: Path) -> dict[str, int]:
-    """Label by WordNet id. Folders with other names, e.g. words, would sort into other labels."""
-    names = subfolders(path)
-    for name in names:
+    folder = layout.find_folder(
+        root, "tiny-imagenet-200", dataset="tiny_imagenet", markers=["train"], archives=archives
+    )
+    classes = {name: label for label, name in enumerate(layout.subfolders(folder / "train"))}
+    for name in classes:  # folders with other names, e.g. words, would sort into other labels
         if not re.fullmatch(r"n\d{8}", name):
             raise UserError(
-                f"{path}: folder '{name}' is not a WordNet id such as n01443537; restore the original names"
+                f"{folder / 'train'}: folder '{name}' is not a WordNet id such as n01443537; restore the original names"
             )
-    return {name: label for label, name in enumerate(names)}
+    train = layout.read_class_folders(folder, "train", classes, inner="images")
+    return Splits(train, _read_test(folder, classes))
 
 
 def _read_test(folder: Path, classes: Mapping[str, int]) -> Listing:
@@ -52,21 +40,21 @@ def _read_test(folder: Path, classes: Mapping[str, int]) -> Listing:
 
     The usual scripts for this leave an empty val/images and the annotations in place.
     """
-    if image_names(folder / "val" / "images"):
+    if layout.files(folder / "val" / "images"):
         return _read_annotated(folder, classes)
     for split in ("val", "test"):
-        if any(name != "images" for name in subfolders(folder / split)):
-            labels = class_folders(folder / split, classes, ignore=["images"])
-            return read_class_folders(folder, split, labels, inner="images")
+        if any(name != "images" for name in layout.subfolders(folder / split)):
+            labels = layout.class_folders(folder / split, classes, ignore=["images"])
+            return layout.read_class_folders(folder, split, labels, inner="images")
     raise UserError(
-        f"tiny_imagenet: looked for images in {folder / 'val' / 'images'}, and for class folders in {folder / 'val'} and {folder / 'test'}, found none; unpack the archive again; {HELP}"
+        f"tiny_imagenet: looked for images in {folder / 'val' / 'images'}, and for class folders in {folder / 'val'} and {folder / 'test'}, found none; unpack the archive again; {layout.HELP}"
     )
 
 
 def _read_annotated(folder: Path, classes: Mapping[str, int]) -> Listing:
     path = folder / "val" / "val_annotations.txt"
     labels: dict[str, int] = {}
-    for number, text in read_lines(path):
+    for number, text in layout.read_lines(path):
         name, _, rest = text.partition("\t")  # rest: class and bounding box
         wnid = rest.split("\t")[0]
         if wnid not in classes:
@@ -74,8 +62,9 @@ def _read_annotated(folder: Path, classes: Mapping[str, int]) -> Listing:
         if name in labels:
             raise UserError(f"{path}, line {number}: duplicate entry '{name}'; keep one")
         labels[name] = classes[wnid]
-    images = set(image_names(folder / "val" / "images"))
+    images = set(layout.files(folder / "val" / "images"))
     for name in sorted(images ^ labels.keys()):
         problem = f"no line for the image {name}" if name in images else f"the image {name} is missing"
         raise UserError(f"{path}: {problem} (images: {folder / 'val' / 'images'}); unpack the archive again")
-    return make_listing(folder, {f"val/images/{name}": label for name, label in labels.items()}, what="val images")
+    found = {f"val/images/{name}": label for name, label in labels.items()}
+    return layout.make_listing(folder, found, what="val images")

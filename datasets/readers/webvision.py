@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets.readers.layout import HELP, check_files, find_folder, make_listing, read_class_folders, read_labels
+from datasets.readers.layout import HELP, find_folder, make_listing, read_class_folders, read_labels
 from datasets.readers.splits import Listing, Splits
 from utils.errors import UserError
 
@@ -15,17 +15,14 @@ N_LISTED = 1000  # classes in the lists
 N_CLASSES = 50
 
 
-def read_webvision(
-    root: Path, *, imagenet_val: bool = True, allow_outside_root: bool = False, skip_unreadable: bool = False
-) -> Splits:
+def read_webvision(root: Path, *, imagenet_val: bool = True) -> Splits:
     """Read the train split, WebVision's validation split as test split, and ImageNet's as an extra test split.
 
     Args:
         imagenet_val: false to leave out ImageNet's validation images.
-        allow_outside_root, skip_unreadable: as `layout.check_files`.
 
     Raises:
-        UserError: missing lists, images or class folders.
+        UserError: missing lists or class folders.
     """
     archives = ["webvision", "google", "val_images", "info"]
     folder = find_folder(root, "webvision", dataset="webvision", markers=["info"], archives=archives)
@@ -33,8 +30,7 @@ def read_webvision(
     def read_list(name: str, below: str) -> Listing:
         path = folder / "info" / name
         labels = {f"{below}{file}": label for file, label in read_labels(path, N_LISTED).items() if label < N_CLASSES}
-        listing = make_listing(folder, labels, what=f"images of classes 0 to 49 by info/{name}")
-        return check_files(listing, path, allow_outside_root=allow_outside_root, skip_unreadable=skip_unreadable)
+        return make_listing(folder, labels, what=f"images of classes 0 to 49 by info/{name}", source=path)
 
     train, test = read_list("train_filelist_google.txt", ""), read_list("val_filelist.txt", "val_images_256/")
     return Splits(train, test, {"imagenet": _read_imagenet(folder)} if imagenet_val else {})
