@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from utils.errors import UserError
 from utils.files import write_atomically
 from utils.log import log
 
+LARGEST = 1 << 20  # bytes of a stored file's headers and facts, beside its labels
 REDRAW = "delete it to draw the noise again"
 
 
@@ -52,8 +54,13 @@ def noisy_labels(noise: Noise, true: np.ndarray, draw: Callable[[], np.ndarray],
 
 def _read(path: Path, facts: dict[str, Any], n: int) -> np.ndarray:
     try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > LARGEST + 8 * n:
+                raise UserError(f"noise file {path} unpacks to more than {n} labels take; {REDRAW}")
         with np.load(path, allow_pickle=False) as stored:
             labels, stored_facts = stored["labels"], json.loads(str(stored["facts"]))
+    except UserError:
+        raise
     except Exception as error:  # zip, npy and JSON raise many types
         raise UserError(f"noise file {path} cannot be read ({type(error).__name__}); {REDRAW}") from None
     for name, value in facts.items():

@@ -140,7 +140,7 @@ def test_nothing_is_left_behind_by_a_refused_run(workdir, fails):
     "override, message",
     [
         ("clean_set=set.npy", "its name must end in .pt"),
-        ("clean_set=tiny.yaml/set.pt", "is no folder that can be written"),
+        ("clean_set=tiny.yaml/set.pt", "cannot be written in tiny.yaml"),
         ("pretrained=tensor.pt", "tensor.pt: holds no state dict"),
         ("backbone=hf-hub:foo/bar", "unknown backbone 'hf-hub:foo/bar'"),
         ("backbone=null.json", "is not an open_clip model config"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,6 +20,8 @@ from datasets.images.cache import ImageCache
 from datasets.images.transforms import crop_file, resize_file, resized_side
 from utils.config.catalog import Recipe
 from utils.errors import UserError
+
+SPECIAL = (stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
 
 
 class UnreadableImageError(Exception):
@@ -51,6 +54,8 @@ def read_image(path: str, *, at_least: int | None = None) -> Image.Image:
     """
     limit = Image.MAX_IMAGE_PIXELS or math.inf
     try:
+        if stat.S_IFMT(os.stat(path).st_mode) in SPECIAL:  # noqa: PTH116 (one Path object per image is slow)
+            raise ValueError("not a file, but a pipe, socket or device")
         with Image.open(path) as image:
             if image.width * image.height > limit:
                 raise ValueError(f"{image.width}x{image.height} pixels, more than the limit of {limit}")

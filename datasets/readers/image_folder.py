@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from datasets.readers.layout import entries, escapes_root, files, make_listing, outside, subfolders
+from datasets.readers.layout import entries, escapes_root, files, is_special, make_listing, outside, subfolders
 from datasets.readers.names import Names, given_names, natural_sorted
 from datasets.readers.own_data import check_distinct, check_folder
 from datasets.readers.splits import Listing, Splits
@@ -91,7 +91,12 @@ def _images(root: Path, below: str, allow_outside_root: bool) -> list[str]:
             elif entry.name.lower().endswith(SUFFIXES):
                 if entry.is_symlink() and not allow_outside_root and escapes_root(entry.path, real_root):
                     raise outside(name, root, "image_folder")
-                ids.append(name)
+                if is_special(entry):
+                    log.warning(
+                        f"image_folder: skipped {root / name}, which is not a file but a pipe, socket or device"
+                    )
+                else:
+                    ids.append(name)
     return ids
 
 

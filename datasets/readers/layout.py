@@ -84,7 +84,16 @@ def subfolders(folder: Path) -> list[str]:
 
 def files(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
     """Names of the files of a type in a folder, by default images; otherwise as `subfolders`."""
-    return [entry.name for entry in entries(folder) if entry.name.lower().endswith(suffixes) and not entry.is_dir()]
+    return [
+        entry.name
+        for entry in entries(folder)
+        if entry.name.lower().endswith(suffixes) and not entry.is_dir() and not is_special(entry)
+    ]
+
+
+def is_special(entry: os.DirEntry) -> bool:
+    """Whether it exists and is neither a file nor a directory: reading a pipe, for example, would wait forever."""
+    return not entry.is_file() and not entry.is_dir() and os.path.exists(entry.path)  # noqa: PTH110 (a Path each is slow)
 
 
 def entries(folder: Path) -> list[os.DirEntry]:

@@ -84,7 +84,11 @@ def label_number(text: str, numbers: Mapping[str, int], where: str) -> int:
 def natural_sorted(names: Iterable[str]) -> list[str]:
     """Sort by name, or by value if all are numbers, so that 10 comes after 9."""
     names = sorted(names)
-    return sorted(names, key=int) if all(name.isdecimal() for name in names) else names
+    if not all(name.isdecimal() for name in names):
+        return names
+    return sorted(
+        names, key=lambda name: (len(name.lstrip("0")), name.lstrip("0"))
+    )  # int() refuses thousands of digits
 
 
 def code_like(names: Sequence[str]) -> list[str]:

@@ -18,6 +18,21 @@ from utils.errors import UserError
 MAX_DEPTH = 20  # of brackets in YAML
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """The safe loader, which refuses a key that is written twice instead of taking the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Construct a mapping after checking its keys."""
+        written: set[str] = set()
+        for key, _ in node.value:
+            if key.value in written and isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key.value}' is written twice", key.start_mark
+                )
+            written.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def parse_yaml(text: str) -> Any:
     """Plain values from YAML.
 
@@ -31,7 +46,7 @@ def parse_yaml(text: str) -> Any:
     if deepest > MAX_DEPTH:
         raise ValueError(f"brackets nested {deepest} deep")
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _UniqueKeys)
     except (KeyError, AttributeError, TypeError, RecursionError) as error:  # of `!!bool x` and the like
         raise ValueError(f"{type(error).__name__} in a value") from None
 

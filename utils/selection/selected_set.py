@@ -49,9 +49,11 @@ def writable_clean_set(path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):  # a folder that is there may still be read-only
             pass
+        if path.with_suffix(".json").is_dir():  # also raises for a name that is too long
+            raise UserError(f"clean_set={path}: {path.with_suffix('.json')} is a directory; choose another name")
     except OSError as error:
         raise UserError(
-            f"clean_set={path}: {path.parent} is no folder that can be written ({error.strerror})"
+            f"clean_set={path}: cannot be written in {path.parent} ({error.strerror}); choose another one"
         ) from None
     return path
 
