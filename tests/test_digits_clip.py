@@ -163,6 +163,7 @@ def test_cut_captions_encode_as_whole_ones() -> None:
         )
 
 
+@pytest.mark.slow
 def test_learns_to_name_rendered_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Zero-shot on digits rendered afresh, captions through the tokenizer. Upright digits, so that few steps do."""
     monkeypatch.setattr(digits_clip, "_warp", lambda glyphs, _: F.interpolate(glyphs, (32, 32), mode="bilinear"))
@@ -179,6 +180,7 @@ def test_learns_to_name_rendered_digits(monkeypatch: pytest.MonkeyPatch) -> None
     assert 20 < scale <= digits_clip.MAX_LOGIT_SCALE + 1e-3
 
 
+@pytest.mark.slow
 def test_sees_no_handwriting() -> None:
     """By itself the file pretrains without scikit-learn and without the project's data sets."""
     code = (

@@ -71,6 +71,7 @@ def write_kmnist(root: Path) -> np.ndarray:
     return labels["train"].astype(np.int64)
 
 
+@pytest.mark.slow
 def test_the_guide_s_data_set_and_noise_mode_run(extended):
     labels = write_kmnist(extended / "data" / "kmnist")
     noise = ("--noise_mode", "pairs", "--noise_ratio", "0.4")
@@ -84,6 +85,7 @@ def test_the_guide_s_data_set_and_noise_mode_run(extended):
     assert "tsu" in (extended / "output/main_phase1/kmnist/pairs0.4/seed0/samples.csv").read_text()
 
 
+@pytest.mark.slow
 def test_the_guide_s_adapter_runs(extended):
     common = ("main_phase1.py", "--cfg", "tiny.yaml", "lora_k=true")
     assert "lora_k" in run(extended, "main_phase1.py", "--help")
@@ -104,6 +106,7 @@ def test_the_guide_s_adapter_runs(extended):
     assert "lora_k adapts CLIP" in refused.stderr
 
 
+@pytest.mark.slow
 def test_the_guide_s_loss_and_backbones_run(extended):
     run(extended, "main_baseline.py", "--cfg", "tiny.yaml", "--lnl_methods", "MAE")
     metrics = extended / "output/main_baseline/digits/sym0.4/seed0/metrics.jsonl"

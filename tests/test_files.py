@@ -26,6 +26,7 @@ files.write_text(Path(sys.argv[1]), "half")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["noise.npz", "a.b.c.pt", "x" * 250])
 def test_leftovers_of_a_killed_writer_are_cleared_by_the_next(tmp_path, name):
     for _ in range(2):

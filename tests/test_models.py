@@ -228,6 +228,7 @@ def test_weights_from_a_file(workdir, kind):
         torch.testing.assert_close(value, saved.state_dict()[name].float(), msg=name)
 
 
+@pytest.mark.slow
 def test_openai_weights_put_in_place_by_hand(workdir):
     Path("weights").mkdir()
     saved = open_clip.CLIP(**open_clip.get_model_config("ViT-B-32-quickgelu"))
@@ -345,6 +346,7 @@ def test_a_class_name_that_does_not_fit(workdir, fails):
     )
 
 
+@pytest.mark.slow
 def test_vit_b16_at_224_takes_two_steps_of_both_phases(workdir):
     """The paper's own architecture at random initialisation, with images of real digits at full size."""
     import main_phase2

@@ -65,6 +65,7 @@ def check_phase1(folder: Path, mask: Path, summary: dict) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", SYNTHETIC)
 @pytest.mark.parametrize("mode", ["sym", "idn"])
 def test_synthetic_noise(data, dataset, mode):

@@ -148,6 +148,7 @@ def test_resume_with_other_settings_is_refused(workdir, fails):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["CE", "ELR", "SCE", "GMM", "GCE", "TURN"])
 def test_baselines(workdir, method):
     learns = ["finetune=all", "vpt_deep=false", "epochs=6", "batch_size=32", "optimizer=adamw", "lr=3e-3"]

@@ -433,6 +433,7 @@ def test_tables_of_every_layout(away, calls):
 # ------------------------------------------------------------------ for real
 
 
+@pytest.mark.slow
 def test_a_tiny_cell_for_real(workdir):
     """Two subprocesses, phase 1 and phase 2, with a tiny CLIP; then the set that phase 1 wrote is judged as a foreign one."""
     tiny = [f"backbone={workdir / 'tiny.json'}", "pretrained=none", "vpt_len=2", "n_ctx=4", "max_steps=3"]

@@ -244,6 +244,7 @@ def test_micro_batches_with_batch_norm_are_refused(workdir, fails):
     assert "batch norm needs whole batches" in fails(main_phase2.main, *CLI, *resnet, "micro_batches=2")
 
 
+@pytest.mark.slow
 def test_compiled_towers_give_the_same_and_are_compiled_once(workdir, monkeypatch):
     """With a backend that only traces: a code generator would take minutes here."""
     compiled = []
@@ -367,6 +368,7 @@ def together(n: int, script: str, *argv: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(workdir):
     # visual: the prototypes, too, combine both processes' features
     common = [*CLI, "epochs=2", "batch_size=200", "prompts=visual"]
@@ -387,6 +389,7 @@ def test_two_processes_give_what_one_gives(workdir):
     assert_close(weights("whole"), weights("parted"))
 
 
+@pytest.mark.slow
 def test_processes_with_unreadable_images(tmp_path, monkeypatch):
     """A batch of one image leaves a process without any; a damaged one leaves the batch."""
     import fixtures

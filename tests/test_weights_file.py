@@ -84,6 +84,7 @@ def test_an_archive_has_torch_s_names_and_values(tmp_path, extra):
         assert torch.equal(found[name], value), name
 
 
+@pytest.mark.slow
 def test_code_of_an_archive_does_not_run(tmp_path):
     """In a fresh process; torch's own loader does run it, which makes the file."""
     path = archive(f"{tmp_path}/w.pt", Writing())
