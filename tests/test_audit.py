@@ -118,6 +118,7 @@ def test_injection_moves_exactly_the_share_to_other_classes():
     assert len(set((moved - given)[moved != given].remainder(10).tolist())) == 9
 
 
+@pytest.mark.slow
 def test_a_run_writes_its_audit(workdir):
     main_phase1.main([*TINY])
     assert not Path("run/audit.json").exists()  # the paper's run needs no final pass

@@ -40,6 +40,7 @@ def results(tiny, tmp_path_factory) -> dict[str, dict]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suite", suites.SUITES)
 def test_both_sides_agree_and_the_results_are_complete(results, suite):
     content = results[suite]

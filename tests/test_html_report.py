@@ -499,6 +499,7 @@ def test_filters_leave_what_was_asked_for(show):
     wait_for(lambda: window.js(SHOWN) == ["pets/12.png", "pets/27.png"])
 
 
+@pytest.mark.slow
 @needs_browser
 def test_decisions_are_stored_and_saved_as_csv(show, tmp_path):
     ids = [f"pets/{i}.png" for i in range(40)]
@@ -548,6 +549,7 @@ def test_decisions_are_stored_and_saved_as_csv(show, tmp_path):
     assert window.js("return actions.size") == 0
 
 
+@pytest.mark.slow
 @needs_browser
 def test_the_keyboard_does_everything(show):
     window = show()
@@ -617,6 +619,7 @@ def test_a_browser_that_refuses_storage_still_saves(window, tmp_path):
         window.devtools("Page.removeScriptToEvaluateOnNewDocument", identifier=script)
 
 
+@pytest.mark.slow
 @needs_browser
 def test_many_samples_are_rendered_as_they_are_needed(show):
     window = show(pets(1500))

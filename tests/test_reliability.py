@@ -55,6 +55,7 @@ def stop_at(monkeypatch, moment: int, number: int = signal.SIGTERM) -> None:
     monkeypatch.setattr(Run, "stop_if_requested", stop_if_requested)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_stopped_at_any_moment_a_run_ends_the_same(inputs, monkeypatch, capsys, name):
     main, _ = RUNS[name]
