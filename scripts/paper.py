@@ -202,18 +202,15 @@ def arguments(job: Job, profile: str, output: Path, extra: tuple[str, ...] = ())
         output: folder of all runs of the profile.
         extra: the user's own `key=value`, over everything but seed and places; passed on where the script reads the key.
     """
-    result = ["--cfg", f"config/{job.config}/{job.dataset}.yaml"]
+    settings = list(job.settings)
     if job.dataset not in REAL_NOISE:
         mode = job.noise.rstrip("0123456789.")
-        result += ["--noise_mode", mode, "--noise_ratio", job.noise.removeprefix(mode)]
-    plain = []
-    for setting in job.settings:
-        key, _, value = setting.partition("=")
-        if key in FLAGS:
-            result += [f"--{key}", value]
-        else:
-            plain.append(setting)
+        settings = [f"noise_mode={mode}", f"noise_ratio={job.noise.removeprefix(mode)}", *settings]
+    flags = [setting for setting in settings if key_of(setting) in FLAGS]
+    plain = [setting for setting in settings if setting not in flags]
     extra = tuple(setting for setting in extra if is_read(key_of(setting), job.script))
+    result = ["--cfg", f"config/{job.config}/{job.dataset}.yaml"]
+    result += [word for setting in flags for word in f"--{setting}".split("=")]
     result += [*PROFILES[profile], *plain, *extra, f"seed={job.seed}", f"output_dir={folder(job, output)}"]
     path = selected_set(job, output)
     return [*result, f"clean_set={path}"] if path else result

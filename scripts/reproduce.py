@@ -39,8 +39,7 @@ from utils.run.cli import Parser, cli
 
 # Decisions of ours where the paper is silent.
 NOTES = {
-    3: "The paper prints one accuracy; ours is the best of all epochs.",
-    4: "The paper prints one accuracy; ours is the best of all epochs.",
+    **dict.fromkeys((3, 4), "The paper prints one accuracy; ours is the best of all epochs."),
     6: "Small-loss has the lower learning rate of severe noise, too.",
     8: "GMM is the baseline of Table 3 (full fine-tuning), judged by its last selection.",
     9: "The paper's caption says sym 0.4, but its rows on text length and epochs fit sym 0.6, which is run here.",

@@ -55,12 +55,12 @@ def nearest_key(name: str) -> str | None:
     return exact_key(name) or nearest(name, TYPES, cutoff=0.5)
 
 
-def nearest_file(path: Path) -> Path | None:
+def nearest_file(path: Path) -> str | None:
     """The settings file that was probably meant by one that does not exist: of its directory, or one of the shipped."""
     shipped = SHIPPED.relative_to(Path.cwd()) if SHIPPED.is_relative_to(Path.cwd()) else SHIPPED
     found = [*path.parent.glob("*.y*ml"), *sorted(shipped.glob("**/*.yaml"))]
     name = nearest(path.name, (file.name for file in found))
-    return Path(nearest(str(path), [str(f) for f in found if f.name == name], cutoff=0) or "") if name else None
+    return nearest(str(path), (str(file) for file in found if file.name == name), cutoff=0)
 
 
 def misplaced_word(word: str, rest: list[str]) -> str:

@@ -132,6 +132,5 @@ def _alternatives(kind: Any) -> tuple[Any, ...]:
 
 
 def _range(limits: Any) -> str:
-    upper = f"below {limits['below']:g}" if limits["below"] < math.inf else f"at most {limits['high']:g}"
-    bounded = not math.isinf(min(limits["below"], limits["high"]))
-    return f"at least {limits['low']:g}" + (f" and {upper}" if bounded else "")
+    bounds = {"at least": limits["low"], "at most": limits["high"], "below": limits["below"]}
+    return " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if math.isfinite(bound))
