@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,10 +53,7 @@ FINGERPRINTS = Path(__file__).with_name("noise_fingerprints.json")
 # Train and test images of the published data sets. Clothing1M's train images are `num_samples` of them.
 SIZES = {
     "digits": (1297, 500),
-    "cifar10": (50000, 10000),
-    "cifar100": (50000, 10000),
-    "cifar10n": (50000, 10000),
-    "cifar100n": (50000, 10000),
+    **dict.fromkeys(("cifar10", "cifar100", "cifar10n", "cifar100n"), (50000, 10000)),
     "tiny_imagenet": (100000, 10000),
     "stanford_cars": (8144, 8041),
     "cub-200-2011": (5994, 5794),
@@ -84,42 +81,36 @@ def main(argv: list[str] | None = None) -> None:
     if writes:
         write_fingerprints(cfg)
         return
-    findings = []
+    n_faults = 0
     for name, finding in check(cfg):
         print(f"{name + ':':<14}{finding.state + ',':<11}{finding.text}", flush=True)
-        findings.append(finding)
-    if any(finding.fault for finding in findings):
+        n_faults += finding.fault
+    if n_faults:
         raise SystemExit(2)
 
 
 def check(cfg: Config) -> Iterator[tuple[str, Finding]]:
     """(name, finding) of each check; without data, only of the first."""
-    finding, data = attempt(lambda: clean_data(cfg), "not there")
-    if data is None:
-        yield "data", finding
+    try:
+        data = with_noise(cfg, "sym", 0.0)
+    except UserError as error:
+        yield "data", Finding("not there", str(error), fault=True)
         return
     yield "data", check_sizes(cfg, data)
     yield "order", check_order(cfg, data)
-    finding, data = attempt(lambda: build_data(cfg), "not there" if cfg.noise_tag == "real" else "differs")
-    if data is None:
-        yield "noise", finding
+    try:
+        data = build_data(cfg)
+    except UserError as error:
+        yield "noise", Finding("not there" if cfg.noise_tag == "real" else "differs", str(error), fault=True)
         return
     yield "noise", check_noise(cfg, data)
     yield "selected set", check_selected(cfg, data)
 
 
-def attempt(build: Callable[[], Data], otherwise: str) -> tuple[Finding, Data | None]:
-    """The data or None, with a finding of state `otherwise` that explains why it cannot be built."""
-    try:
-        return Finding("ok", ""), build()
-    except UserError as error:
-        return Finding(otherwise, str(error), fault=True), None
-
-
-def clean_data(cfg: Config) -> Data:
-    """The data without synthetic noise; no noise file of the user is read or written."""
+def with_noise(cfg: Config, mode: str, ratio: float) -> Data:
+    """The data with synthetic noise (ratio 0: without); no noise file of the user is read or written."""
     with tempfile.TemporaryDirectory() as folder:
-        return build_data(replace(cfg, noise_mode="sym", noise_ratio=0.0, noise_file=f"{folder}/clean.npz"))
+        return build_data(replace(cfg, noise_mode=mode, noise_ratio=ratio, noise_file=f"{folder}/noise.npz"))
 
 
 # ------------------------------------------------------------------ the checks
@@ -131,13 +122,11 @@ def check_sizes(cfg: Config, data: Data) -> Finding:
     found = f"{len(data.train)} train and {n_test} test images of {len(data.class_names)} classes"
     for name, split in data.extra_tests.items():
         found += f", {len(split)} of {name}"
-    if cfg.dataset not in SIZES:  # the user's own
+    train, test = SIZES.get(cfg.dataset, (None, n_test))  # of the user's own images, any number
+    if train in (None, len(data.train)) and test == n_test:
         return Finding("ok", found)
-    train, test = SIZES[cfg.dataset]
-    if (train or len(data.train), test) != (len(data.train), n_test):
-        published = f"{train} and {test}" if train else f"{test} test images"
-        return Finding("differs", f"{found}; published are {published}", fault=True)
-    return Finding("ok", found)
+    published = f"{train} and {test}" if train else f"{test} test images"
+    return Finding("differs", f"{found}; published are {published}", fault=True)
 
 
 def check_order(cfg: Config, data: Data) -> Finding:
@@ -158,7 +147,7 @@ def check_order(cfg: Config, data: Data) -> Finding:
 def check_noise(cfg: Config, data: Data) -> Finding:
     """The noisy labels are those that this project draws, or those that were published."""
     rate = "" if data.train.is_clean is None else f"{100 * (1 - data.train.is_clean.double().mean()):.2f} % wrong; "
-    name, given = noise_name(cfg), data.train.given.numpy()
+    name, given = data.train.noise, data.train.given.numpy()
     known = fingerprints(cfg).get(name)
     if known is None:
         return Finding("not there", f"{rate}no fingerprint of {cfg.dataset} {name} is stored to compare with")
@@ -169,12 +158,9 @@ def check_noise(cfg: Config, data: Data) -> Finding:
     ours, theirs = block_hashes(given), known.get("blocks", "").split()
     same = sum(a == b for a, b in zip(ours, theirs))
     if same >= 0.8 * len(ours):
-        text = (
-            f"{same} of {len(ours)} blocks of {BLOCK} labels are those of {name}; a few idn labels depend on rounding"
-        )
-        return Finding("ok", rate + text)
-    text = f"not the labels of {name}; delete the noise file to draw them again"
-    return Finding("differs", rate + text, fault=True)
+        agrees = f"{same} of {len(ours)} blocks of {BLOCK} labels are those of {name}"
+        return Finding("ok", f"{rate}{agrees}; a few idn labels depend on rounding")
+    return Finding("differs", f"{rate}not the labels of {name}; delete the noise file to draw them again", fault=True)
 
 
 def check_selected(cfg: Config, data: Data) -> Finding:
@@ -186,8 +172,8 @@ def check_selected(cfg: Config, data: Data) -> Finding:
         selected = load_clean_set(path, data.train.ids, data.train.fingerprint())
     except UserError as error:
         return Finding("differs", str(error), fault=True)
-    quality = {name: value for name, value in selection_quality(selected, data.train.is_clean).items() if value}
-    figures = "".join(f", {name} {value:.2f}" for name, value in quality.items())
+    quality = selection_quality(selected, data.train.is_clean)
+    figures = "".join(f", {name} {value:.2f}" for name, value in quality.items() if value)
     alone = "" if path.with_suffix(".json").is_file() else "; without its .json only the length could be compared"
     return Finding("ok", f"{path}: {int(selected.sum())} of {len(selected)} samples{figures}{alone}")
 
@@ -201,11 +187,6 @@ def fingerprints(cfg: Config) -> dict[str, Any]:
     return json.loads(FINGERPRINTS.read_text(encoding="utf-8")).get(dataset, {})
 
 
-def noise_name(cfg: Config) -> str:
-    """The noise with its seed; human labels have none."""
-    return "real" if cfg.noise_tag == "real" else f"{cfg.noise_tag} seed{cfg.seed}"
-
-
 def block_hashes(labels: np.ndarray) -> list[str]:
     """A short hash of each block: enough to count how many blocks agree."""
     return [labels_sha256(labels[i : i + BLOCK])[:2] for i in range(0, len(labels), BLOCK)]
@@ -217,18 +198,15 @@ def write_fingerprints(cfg: Config) -> None:
         raise UserError(f"{WRITE}: the noise of {cfg.dataset} is not drawn, so there is nothing to store")
     wanted = [(mode, ratio, seed) for mode, ratios in PAPER_NOISE.items() for ratio in ratios for seed in SEEDS]
     wanted += [("real", 0.0, 0)] * cfg.dataset.startswith("cifar")
-    true = clean_data(cfg).train.true
+    true = with_noise(cfg, "sym", 0.0).train.true
     assert true is not None  # of every data set with synthetic noise
     result: dict[str, Any] = {"clean": labels_sha256(true.numpy())}
     for mode, ratio, seed in wanted:
-        with tempfile.TemporaryDirectory() as folder:
-            drawn = replace(cfg, noise_mode=mode, noise_ratio=ratio, seed=seed, noise_file=f"{folder}/noise.npz")
-            given = build_data(drawn).train.given.numpy()
-        name = noise_name(drawn)
-        result[name] = {"sha256": labels_sha256(given)}
+        train = with_noise(replace(cfg, seed=seed), mode, ratio).train
+        result[train.noise] = {"sha256": labels_sha256(train.given.numpy())}
         if mode == "idn":  # products of large matrices: another machine may round a draw to the other side
-            result[name]["blocks"] = " ".join(block_hashes(given))
-        print(name, result[name]["sha256"], flush=True)
+            result[train.noise]["blocks"] = " ".join(block_hashes(train.given.numpy()))
+        print(train.noise, result[train.noise]["sha256"], flush=True)
     every = json.loads(FINGERPRINTS.read_text(encoding="utf-8")) if FINGERPRINTS.is_file() else {}
     every[cfg.dataset] = result
     write_text(FINGERPRINTS, as_json(every))

@@ -14,14 +14,15 @@ labels, both of the wrong labels, in percent; seconds of one run.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import Any
 
 import _root  # noqa: F401
 
@@ -31,27 +32,18 @@ from utils.run.cli import Parser, answer_early, cli
 
 NAMES = ("DeFT", "DeFT-margin", "cleanlab", "label-match", "small-loss", "nearest-neighbours")
 NOISES = ("sym0.2", "sym0.4", "asym0.3", "idn0.4")
+SEEDS = ("0", "1", "2", "3", "4")
 
 
-class Comparison(NamedTuple):
-    """The checked command line."""
-
-    cfg: Config
-    noises: list[str]
-    seeds: list[int]
-    methods: list[str]
-
-
-def read_arguments(argv: list[str] | None) -> Comparison:
-    """The checked command line.
+def read_arguments(argv: list[str] | None) -> tuple[Config, list[str], list[int], list[str]]:
+    """The checked command line: settings, noises, seeds, methods.
 
     Raises:
         UserError: an unknown method or noise, a seed that is not a number, wrong settings.
     """
     parser = Parser(__doc__)
-    parser.add_argument("--noises", default=",".join(NOISES), metavar="LIST", help="default: %(default)s")
-    parser.add_argument("--seeds", default="0,1,2,3,4", metavar="LIST", help="default: %(default)s")
-    parser.add_argument("--methods", default=",".join(NAMES), metavar="LIST", help="default: %(default)s")
+    for flag, default in (("--noises", NOISES), ("--seeds", SEEDS), ("--methods", NAMES)):
+        parser.add_argument(flag, default=",".join(default), metavar="LIST", help="default: %(default)s")
     args, rest = parser.parse_known_args(argv)
     noises, seeds, methods = (text.split(",") for text in (args.noises, args.seeds, args.methods))
     if unknown := [name for name in methods if name not in NAMES]:
@@ -62,17 +54,17 @@ def read_arguments(argv: list[str] | None) -> Comparison:
     noises = ["real"] if cfg.dataset in REAL_NOISE else noises
     for noise in noises:
         with_noise(cfg, noise, 0)
-    return Comparison(cfg, noises, [int(seed) for seed in seeds], methods)
+    return cfg, noises, [int(seed) for seed in seeds], methods
 
 
 def with_noise(cfg: Config, noise: str, seed: int) -> Config:
     """The settings of one column: `sym0.4`, or `real`."""
     if noise == "real":
-        return dataclasses.replace(cfg, noise_mode="real", seed=seed)
+        return replace(cfg, noise_mode="real", seed=seed)
     found = re.fullmatch(rf"({'|'.join(NOISE_MODES[:-1])})(0\.\d+)", noise)
     if not found:
         raise UserError(f"--noises {noise}: a noise is written like sym0.4, asym0.3, idn0.4, or real")
-    return dataclasses.replace(cfg, noise_mode=found[1], noise_ratio=float(found[2]), seed=seed)
+    return replace(cfg, noise_mode=found[1], noise_ratio=float(found[2]), seed=seed)
 
 
 answer_early(__name__, read_arguments)
@@ -97,7 +89,6 @@ from utils.run.device import choose_device
 
 NEIGHBOURS = 20
 FOLDS = 5
-SETTINGS = "settings.yaml"
 FIGURES = ("f1", "average_precision", "recall_at_budget", "seconds")
 
 Verdict = tuple[np.ndarray, np.ndarray]  # score of each label, low = suspicious, [N]; whether it is trusted, bool [N]
@@ -119,10 +110,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def cell(method: str, noise: str, cfg: Config) -> dict[str, Any]:
     """The figures of one method, noise and seed, stored in the cell's directory with the settings they belong to."""
-    base = Path(cfg.output_dir or "output/compare")
-    folder = base / cfg.dataset / noise / method / f"seed{cfg.seed}"
-    cfg = dataclasses.replace(cfg, output_dir=str(folder), clean_set=str(folder / "clean_set.pt"))
-    path, settings = folder / "result.json", folder / SETTINGS
+    folder = Path(cfg.output_dir or "output/compare") / cfg.dataset / noise / method / f"seed{cfg.seed}"
+    cfg = replace(cfg, output_dir=str(folder), clean_set=str(folder / "clean_set.pt"))
+    path, settings = folder / "result.json", folder / "settings.yaml"
     if settings.is_file() and settings.read_text(encoding="utf-8") != dump_config(cfg):
         raise UserError(f"{folder} holds a result of other settings; use the same, or another output_dir")
     if path.is_file():
@@ -158,38 +148,21 @@ def mean_and_deviation(values: list[float]) -> str:
 # ------------------------------------------------------------------ the detectors
 
 
-def deft(cfg: Config) -> Verdict:
-    """Phase 1."""
-    return run(main_phase1.main, cfg)
-
-
 def deft_margin(cfg: Config) -> Verdict:
-    """The same training, in DeFT's directory; its files are then those of this verdict."""
+    """The same training as DeFT's, in its directory; its files are then those of this verdict."""
     folder = Path(str(cfg.output_dir))
     shared = folder.parents[1] / "DeFT" / folder.name
-    mask = shared / "clean_set.pt"
-    return run(
-        main_phase1.main, dataclasses.replace(cfg, verdict="margin", output_dir=str(shared), clean_set=str(mask))
-    )
+    return run(main_phase1.main, cfg, verdict="margin", output_dir=str(shared), clean_set=str(shared / "clean_set.pt"))
 
 
-def label_match(cfg: Config) -> Verdict:
-    """CLIP's zero-shot predictions."""
-    return run(main_small_loss.main, dataclasses.replace(cfg, strategy="label_match"))
-
-
-def small_loss(cfg: Config) -> Verdict:
-    """The small losses of each batch, at the true ratio."""
-    return run(main_small_loss.main, dataclasses.replace(cfg, strategy="small_loss"))
-
-
-def run(script: Callable[[list[str]], object], cfg: Config) -> Verdict:
-    """The verdicts of one of the mains; a run that was stopped is resumed."""
+def run(script: Callable[[list[str]], object], cfg: Config, **keys: Any) -> Verdict:
+    """The verdicts of one of the mains, under further `keys` of the config; a run that was stopped is resumed."""
+    cfg = replace(cfg, resume=True, **keys)
     folder = Path(str(cfg.output_dir))
-    write_text(folder / "run.yaml", dump_config(dataclasses.replace(cfg, resume=True)))
+    write_text(folder / "run.yaml", dump_config(cfg))
     script(["--cfg", str(folder / "run.yaml")])
-    number = {sample.sample_id: sample for sample in read_samples(folder / "samples.csv")}
-    samples = [number[name] for name in build_data(cfg).train.ids]
+    by_id = {sample.sample_id: sample for sample in read_samples(folder / "samples.csv")}
+    samples = [by_id[name] for name in build_data(cfg).train.ids]
     score = np.array([sample.score for sample in samples])
     return np.nan_to_num(score, nan=1.0), np.array([sample.is_clean for sample in samples])
 
@@ -230,8 +203,14 @@ def frozen_features(cfg: Config) -> tuple[np.ndarray, np.ndarray]:
     return torch.nn.functional.normalize(features, dim=-1).cpu().numpy(), data.train.given.numpy()
 
 
-DETECTORS = (deft, deft_margin, cleanlab, label_match, small_loss, nearest_neighbours)
-METHODS: dict[str, Callable[[Config], Verdict]] = dict(zip(NAMES, DETECTORS))
+METHODS: dict[str, Callable[[Config], Verdict]] = {
+    "DeFT": partial(run, main_phase1.main),
+    "DeFT-margin": deft_margin,
+    "cleanlab": cleanlab,
+    "label-match": partial(run, main_small_loss.main, strategy="label_match"),
+    "small-loss": partial(run, main_small_loss.main, strategy="small_loss"),
+    "nearest-neighbours": nearest_neighbours,
+}
 
 
 if __name__ == "__main__":

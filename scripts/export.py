@@ -25,7 +25,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
@@ -44,17 +44,15 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
         UserError: an unknown flag or tool, or one that is missing.
     """
     parser = Parser(__doc__)
-    parser.add_argument("--run", required=True, metavar="FOLDER", help="run directory of phase 1")
+    parser.add_argument("--run", required=True, type=Path, metavar="FOLDER", help="run directory of phase 1")
     parser.add_argument("--to", required=True, choices=("cleanlab", "fiftyone", "labelstudio", "imagefolder"))
-    parser.add_argument(
-        "--out", required=True, metavar="PATH", help="file or folder to write; must be missing or empty"
-    )
+    place = "file or folder to write; must be missing or empty"
+    parser.add_argument("--out", required=True, type=Path, metavar="PATH", help=place)
     parser.add_argument("--data_root", metavar="DIR", help="directory of the data sets (default: that of the run)")
     parser.add_argument("--copy", action="store_true", help="copy image files instead of linking them")
     parser.add_argument("--suspects", action="store_true", help="labelstudio: only the samples that are not trusted")
-    parser.add_argument(
-        "--url", default="/data/local-files/?d=", help="labelstudio: put in front of each image's path (%(default)s)"
-    )
+    front = "labelstudio: put in front of each image's path (%(default)s)"
+    parser.add_argument("--url", default="/data/local-files/?d=", help=front)
     return parser.parse_args(argv)
 
 
@@ -64,7 +62,8 @@ import numpy as np
 import torch
 from torchvision.transforms.v2.functional import to_pil_image
 
-from datasets import Data, build_data
+from datasets import Data
+from scripts.check_data import with_noise
 from utils.files import as_csv, write_atomically, write_text
 from utils.log import RESULT, log
 from utils.report.samples_csv import Sample, read_samples
@@ -77,7 +76,7 @@ CLEANLAB = ("is_label_issue", "label_score", "given_label", "predicted_label")
 def main(argv: list[str] | None = None) -> None:
     """Write the export and log its place."""
     args = read_arguments(argv)
-    run, out = Path(args.run), Path(args.out)
+    run, out = args.run, args.out
     if not (run / "config.yaml").is_file():
         raise UserError(f"--run {run}: there is no config.yaml in it, so it is not a run directory")
     samples = read_samples(run / "samples.csv")
@@ -89,12 +88,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.to == "cleanlab":
         to_cleanlab(in_order(samples, cfg), out)
     else:
+        write = {"fiftyone": to_fiftyone, "labelstudio": to_label_studio, "imagefolder": to_image_folder}[args.to]
         data = images_of(cfg, samples)
-        writers = {"fiftyone": to_fiftyone, "imagefolder": to_image_folder}
-        write = writers.get(
-            args.to, lambda *a, **k: to_label_studio(*a, **k, url=args.url, only_suspects=args.suspects)
-        )
-        write_folder(out, lambda folder: write(folder, samples, data, copy=args.copy))
+        write_folder(out, lambda folder: write(folder, samples, data, args))
     n_suspects = sum(sample.is_suspect for sample in samples)
     log.log(RESULT, f"wrote {out}: {len(samples)} samples, {n_suspects} of them suspects")
 
@@ -104,22 +100,19 @@ def main(argv: list[str] | None = None) -> None:
 
 def check_id(name: str) -> None:
     """Refuse an id that leads out of the data set's folder."""
-    parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
-    if ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor or "\0" in name:
+    path = PureWindowsPath(name)  # stricter than POSIX: splits at / and \\, and a drive or leading slash is its anchor
+    if ".." in path.parts or path.anchor or "\0" in name:
         raise UserError(f"samples.csv: the id '{name}' leads out of the data set's folder; this is not a file of a run")
 
 
 def images_of(cfg: Config, samples: Sequence[Sample]) -> Data:
-    """The data set of a run, which holds each of the samples. Its labels are not needed, so no noise is drawn."""
-    with tempfile.TemporaryDirectory() as folder:
-        mode = cfg.noise_mode if cfg.noise_mode == "real" else "sym"
-        data = build_data(replace(cfg, noise_mode=mode, noise_ratio=0.0, noise_file=f"{folder}/clean.npz"))
+    """The data set of a run, which holds each of the samples; without noise, as its labels are not needed."""
+    data = with_noise(cfg, "sym", 0.0)
     known, n_classes = set(data.train.ids), len(data.class_names)
     for sample in samples:
         if sample.sample_id not in known:
-            raise UserError(
-                f"samples.csv: '{sample.sample_id}' is not a train sample of {cfg.dataset} in {cfg.data_root}"
-            )
+            place = f"{cfg.dataset} in {cfg.data_root}"
+            raise UserError(f"samples.csv: '{sample.sample_id}' is not a train sample of {place}")
         if max(sample.given, sample.suggested) >= n_classes:
             raise UserError(f"samples.csv: '{sample.sample_id}' has a label that {cfg.dataset} does not have")
     return data
@@ -131,11 +124,6 @@ def in_order(samples: list[Sample], cfg: Config) -> list[Sample]:
         return samples
     number = {name: i for i, name in enumerate(images_of(cfg, samples).train.ids)}
     return sorted(samples, key=lambda sample: number[sample.sample_id])
-
-
-def worst_first(samples: Sequence[Sample]) -> list[Sample]:
-    """The samples by rising score; those that were not scored come last."""
-    return sorted(samples, key=lambda sample: math.inf if math.isnan(sample.score) else sample.score)
 
 
 # ------------------------------------------------------------------ output
@@ -151,20 +139,17 @@ def check_free(out: Path) -> None:
 
 def write_folder(out: Path, fill: Callable[[Path], None]) -> None:
     """Let `fill` make a folder beside `out`, then rename it, so that it is never seen half-written."""
-    made = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-        fill(made)
-        made.chmod(0o755)
-        if out.exists():
-            out.rmdir() if out.is_dir() else out.unlink()  # empty, as was checked
-        made.rename(out)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as place:
+            made = Path(place, "made")
+            made.mkdir()
+            fill(made)
+            if out.exists():
+                out.rmdir() if out.is_dir() else out.unlink()  # empty, as was checked
+            made.rename(out)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror or error}); choose another place") from None
-    finally:
-        if made is not None and made.exists():
-            shutil.rmtree(made)
 
 
 def to_cleanlab(samples: Sequence[Sample], out: Path) -> None:
@@ -189,10 +174,10 @@ def to_cleanlab(samples: Sequence[Sample], out: Path) -> None:
     write_atomically(out, lambda file: np.savez_compressed(file, **arrays))
 
 
-def to_fiftyone(folder: Path, samples: Sequence[Sample], data: Data, *, copy: bool) -> None:
+def to_fiftyone(folder: Path, samples: Sequence[Sample], data: Data, args: argparse.Namespace) -> None:
     """FiftyOneImageClassificationDataset: images in data/; labels.json, keyed by file name without suffix."""
     labels = {}
-    for name, sample in zip(put_images(folder / "data", samples, data, copy=copy), samples):
+    for name, sample in zip(put_images(folder / "data", samples, data, copy=args.copy), samples):
         attributes = {
             "sample_id": sample.sample_id,
             "suggested_label": sample.suggested_class or None,
@@ -204,16 +189,15 @@ def to_fiftyone(folder: Path, samples: Sequence[Sample], data: Data, *, copy: bo
     _write_json(folder / "labels.json", {"classes": data.class_names, "labels": labels})
 
 
-def to_label_studio(
-    folder: Path, samples: Sequence[Sample], data: Data, *, copy: bool, url: str, only_suspects: bool
-) -> None:
+def to_label_studio(folder: Path, samples: Sequence[Sample], data: Data, args: argparse.Namespace) -> None:
     """tasks.json and the labelling interface that goes with it; images of array data sets in images/."""
-    chosen = worst_first([sample for sample in samples if sample.is_suspect or not only_suspects])
+    chosen = [sample for sample in samples if sample.is_suspect or not args.suspects]
+    chosen.sort(key=lambda sample: math.inf if math.isnan(sample.score) else sample.score)  # those not scored come last
     if isinstance(data.train.images, torch.Tensor):
-        places = [f"images/{name}" for name in put_images(folder / "images", chosen, data, copy=copy)]
+        places = [f"images/{name}" for name in put_images(folder / "images", chosen, data, copy=args.copy)]
     else:
         places = [sample.sample_id for sample in chosen]
-    tasks = [_task(sample, url + quote(place)) for sample, place in zip(chosen, places)]
+    tasks = [_task(sample, args.url + quote(place)) for sample, place in zip(chosen, places)]
     _write_json(folder / "tasks.json", tasks)
     choices = "\n".join(f"    <Choice value={quoteattr(name)}/>" for name in data.class_names)
     interface = f'<View>\n  <Image name="image" value="$image"/>\n  <Choices name="label" toName="image">\n{choices}\n'
@@ -225,31 +209,25 @@ def _task(sample: Sample, image: str) -> dict:
     shown |= {"label_score": _known(sample.score), "is_clean": sample.is_clean}
     if sample.suggested < 0:
         return {"data": shown}
-    choice = {
-        "from_name": "label",
-        "to_name": "image",
-        "type": "choices",
-        "value": {"choices": [sample.suggested_class]},
-    }
+    value = {"choices": [sample.suggested_class]}
+    choice = {"from_name": "label", "to_name": "image", "type": "choices", "value": value}
     prediction: dict[str, Any] = {"model_version": MODEL, "result": [choice]}
     if not math.isnan(sample.suggested_score):
         prediction["score"] = sample.suggested_score
     return {"data": shown, "predictions": [prediction]}
 
 
-def to_image_folder(folder: Path, samples: Sequence[Sample], data: Data, *, copy: bool) -> None:
+def to_image_folder(folder: Path, samples: Sequence[Sample], data: Data, args: argparse.Namespace) -> None:
     """clean/<class>/ and suspect/<class>/; a sample that was not scored is in neither."""
     names = class_folders(data.class_names)
     table: list[tuple[str, str]] = [("file", "sample_id")]
-    for part, wanted in (
-        ("clean", [s for s in samples if s.is_clean]),
-        ("suspect", [s for s in samples if s.is_suspect]),
-    ):
+    parts = {"clean": [s for s in samples if s.is_clean], "suspect": [s for s in samples if s.is_suspect]}
+    for part, wanted in parts.items():
         (folder / part).mkdir()
         for label, name in enumerate(names):
             members = [sample for sample in wanted if sample.given == label]
             place = folder / part / name
-            files = put_images(place, members, data, copy=copy) if members else []
+            files = put_images(place, members, data, copy=args.copy) if members else []
             table += [(f"{part}/{name}/{file}", sample.sample_id) for file, sample in zip(files, members)]
     write_text(folder / "files.csv", as_csv(table))
 
@@ -281,15 +259,13 @@ def put_images(folder: Path, samples: Sequence[Sample], data: Data, *, copy: boo
 
 def class_folders(class_names: Sequence[str]) -> list[str]:
     """One folder name per class, all different even where upper and lower case are the same."""
-    result: list[str] = []
-    taken: set[str] = set()
+    result: dict[str, str] = {}  # by the name in lower case
     for label, name in enumerate(class_names):
         safe = safe_name(name)
-        while safe.casefold() in taken:
+        while safe.casefold() in result:
             safe = f"{safe}_{label}"
-        taken.add(safe.casefold())
-        result.append(safe)
-    return result
+        result[safe.casefold()] = safe
+    return list(result.values())
 
 
 def safe_name(text: str, before: str = "") -> str:

@@ -25,26 +25,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from _root import ROOT
 
-from scripts.paper import (
-    FIGURES,
-    PHASE2,
-    PROFILES,
-    TABLES,
-    Cell,
-    Job,
-    arguments,
-    cells,
-    chain,
-    folder,
-    foreign_set,
-    key_of,
-    selected_set,
-)
-from utils.config import Config, is_read, keys_that_affect, load_config
+from scripts import paper
+from scripts.paper import Cell, Job
+from utils.config import is_read, keys_that_affect, load_config
 from utils.config.hints import nearest
 from utils.errors import UserError
 from utils.log import RESULT, log
@@ -52,22 +39,22 @@ from utils.run.cli import Parser, cli
 
 # Decisions of ours where the paper is silent.
 NOTES = {
-    3: "The paper prints one accuracy; ours is the best of all epochs.",
-    4: "The paper prints one accuracy; ours is the best of all epochs.",
+    **dict.fromkeys((3, 4), "The paper prints one accuracy; ours is the best of all epochs."),
     6: "Small-loss has the lower learning rate of severe noise, too.",
     8: "GMM is the baseline of Table 3 (full fine-tuning), judged by its last selection.",
     9: "The paper's caption says sym 0.4, but its rows on text length and epochs fit sym 0.6, which is run here.",
 }
+# Section, row and column of a figure, as in the paper where possible.
+LAYOUT = ("{dataset}, {figure}", "{method}", "{noise}")
+LAYOUTS = {
+    3: ("{figure}", "{method}", "{dataset}"),
+    4: ("{figure}", "{method}", "{variant}"),
+    8: ("{dataset}", "{method}", "{figure}"),
+    9: ("{dataset}, {noise}", "{variant}", "{figure}"),
+}
 OUR_KEYS = ("seed", "output_dir", "clean_set", "resume", "overwrite")
 FILTERS = ("dataset", "method", "noise", "variant")
 STAMP, CONSOLE = "reproduce.json", "console.txt"
-
-
-class Run(NamedTuple):
-    """A job with its seed."""
-
-    job: Job
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -83,16 +70,23 @@ class Plan:
 
     def cells(self) -> list[Cell]:
         """The cells to run: those of the tables that `only` lets through."""
-        every = [cell for table in self.tables for cell in cells(table, self.profile)]
+        every = [cell for table in self.tables for cell in paper.cells(table, self.profile)]
         return [cell for cell in every if all(getattr(cell, key) in values for key, values in self.only.items())]
 
-    def arguments(self, run: Run) -> list[str]:
-        """The run's command line after the script's name."""
-        return arguments(run.job, run.seed, self.profile, self.output, self.extra)
+    def jobs(self) -> list[Job]:
+        """Every job once, each after the one whose selected set it reads; seed by seed, so that a first seed comes early."""
+        sources = [cell.source for cell in self.cells()]
+        return list(
+            dict.fromkeys(job for seed in self.seeds for source in sources for job in paper.chain(source, seed))
+        )
 
-    def folder(self, run: Run) -> Path:
-        """Where the run writes."""
-        return folder(run.job, run.seed, self.output)
+    def arguments(self, job: Job) -> list[str]:
+        """The job's command line after the script's name."""
+        return paper.arguments(job, self.profile, self.output, self.extra)
+
+    def folder(self, job: Job) -> Path:
+        """The job's run folder."""
+        return paper.folder(job, self.output)
 
 
 @cli
@@ -113,8 +107,8 @@ def main(argv: list[str] | None = None) -> None:
         log.log(RESULT, f"wrote {write_table(table, plan, failures)}")
     if failures:
         log.log(RESULT, f"{len(failures)} failed or could not start; repeat the command to try only these again:")
-        for run, reason in failures.items():
-            log.log(RESULT, f"  {plan.folder(run)}: {reason}")
+        for job, reason in failures.items():
+            log.log(RESULT, f"  {plan.folder(job)}: {reason}")
         raise SystemExit(1)
 
 
@@ -128,31 +122,18 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
         UserError: an unknown flag or value.
     """
     parser = Parser(__doc__)
+    several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--table", type=int, nargs="+", choices=range(1, 12), metavar="K", help="tables, 1 to 11")
     which.add_argument("--all", action="store_true", help="all tables")
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help=f"run only these cells; keys: {', '.join(FILTERS)}; several values of a key: any of them",
-    )
+    only = f"run only these cells; keys: {', '.join(FILTERS)}; several values of a key: any of them"
+    parser.add_argument("--only", metavar="KEY=VALUE", help=only, **several)
     parser.add_argument("--seeds", default="0", metavar="K,K,..", help="seeds to run and to average over (default: 0)")
-    parser.add_argument("--profile", choices=PROFILES, default="paper", help="smoke: handwritten digits, minutes")
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        dest="extra",
-        metavar="key=value",
-        help="settings for every command whose script reads the key, e.g. data_root=/data",
-    )
-    parser.add_argument(
-        "--output", type=Path, help="directory of all runs and tables (default: output/reproduce/PROFILE)"
-    )
+    parser.add_argument("--profile", choices=paper.PROFILES, default="paper", help="smoke: handwritten digits, minutes")
+    extra = "settings for every command whose script reads the key, e.g. data_root=/data"
+    parser.add_argument("--set", dest="extra", metavar="key=value", help=extra, **several)
+    output = "directory of all runs and tables (default: output/reproduce/PROFILE)"
+    parser.add_argument("--output", type=Path, help=output)
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
     parser.add_argument("--report", action="store_true", help="run nothing, write the tables from the finished runs")
     return parser.parse_args(argv)
@@ -173,9 +154,9 @@ def read_plan(args: argparse.Namespace) -> Plan:
     load_config(["--cfg", str(ROOT / "config/PEFT/digits.yaml"), *args.extra], script="reproduce")  # checks `extra`
     plan = Plan(tables, {}, seeds, args.profile, output, tuple(args.extra))
     plan = dataclasses.replace(plan, only=read_filters(args.only, plan.cells()))
-    scripts = {run.job.script for run in all_runs(plan)}
+    scripts = {job.script for job in plan.jobs()}
     for setting in args.extra:
-        key = key_of(setting)
+        key = paper.key_of(setting)
         if key in OUR_KEYS:
             raise UserError(f"--set {setting}: this script sets {key} itself")
         if scripts and not any(is_read(key, script) for script in scripts):
@@ -206,83 +187,71 @@ def read_filters(texts: list[str], every: list[Cell]) -> dict[str, list[str]]:
 # ------------------------------------------------------------------ the runs
 
 
-def all_runs(plan: Plan) -> list[Run]:
-    """Every run once, each after the one whose selected set it reads; seed by seed, so that a first seed comes early."""
-    jobs = dict.fromkeys(job for cell in plan.cells() for job in chain(cell.source))
-    return [Run(job, seed) for seed in plan.seeds for job in jobs]
-
-
 def dry_run(plan: Plan) -> Iterator[str]:
     """One block per cell with its commands; a command that was printed before is replaced by its directory."""
-    shown: set[Run] = set()
+    shown: set[Job] = set()
     for cell in plan.cells():
-        yield f"# {title(cell)}"
+        names = " ".join(filter(None, (cell.dataset, cell.noise, cell.variant, cell.method)))
+        figures = ", ".join(f"{name} {value:g}" for name, value in cell.paper.items())
+        yield f"# Table {cell.table}: {names}; paper: {figures}"
         if isinstance(cell.source, str):
-            yield f"# evaluates {foreign_set(cell.source)}, made elsewhere"
-        for run in [Run(job, seed) for seed in plan.seeds for job in chain(cell.source)]:
-            if run in shown:
-                yield f"# as above: {plan.folder(run)}"
+            yield f"# evaluates {paper.foreign_set(cell.source)}, made elsewhere"
+        for job in (job for seed in plan.seeds for job in paper.chain(cell.source, seed)):
+            if job in shown:
+                yield f"# as above: {plan.folder(job)}"
             else:
-                yield shlex.join(["python", f"{run.job.script}.py", *plan.arguments(run)])
-            shown.add(run)
+                yield shlex.join(["python", f"{job.script}.py", *plan.arguments(job)])
+            shown.add(job)
         yield ""
     if 11 in plan.tables:
         yield from settings_table()
 
 
-def title(cell: Cell) -> str:
-    """A cell in words, with the paper's figures."""
-    names = [cell.dataset, cell.noise, cell.variant, cell.method]
-    figures = ", ".join(f"{name} {value:g}" for name, value in cell.paper.items())
-    return f"Table {cell.table}: {' '.join(filter(None, names))}; paper: {figures}"
-
-
 # ------------------------------------------------------------------ running
 
 
-def run_all(plan: Plan) -> dict[Run, str]:
+def run_all(plan: Plan) -> dict[Job, str]:
     """Run what is not finished, also after failures; returns the reason for each failure."""
-    runs = all_runs(plan)
-    waiting = sum(not is_done(run, plan) for run in runs)
-    log.info(f"{len(runs)} runs, {len(runs) - waiting} of them finished")
-    failures: dict[Run, str] = {}
+    jobs = plan.jobs()
+    waiting = sum(not is_done(job, plan) for job in jobs)
+    log.info(f"{len(jobs)} runs, {len(jobs) - waiting} of them finished")
+    failures: dict[Job, str] = {}
     started, n_run = time.monotonic(), 0
-    for run in runs:
-        if is_done(run, plan):
+    for job in jobs:
+        if is_done(job, plan):
             continue
         n_run += 1
-        log.info(f"[{n_run}/{max(n_run, waiting)}] {plan.folder(run)}")
+        log.info(f"[{n_run}/{max(n_run, waiting)}] {plan.folder(job)}")
         before = time.monotonic()
-        reason = why_not(run, plan, failures) or start(run, plan)
+        reason = why_not(job.reads, plan, failures) or start(job, plan)
         if reason:
-            failures[run] = reason
+            failures[job] = reason
         now = time.monotonic()
         left = (now - started) / n_run * max(0, waiting - n_run)
         log.info(f"  {reason or 'finished'}, {clock(now - before)}, about {clock(left)} left")
     return failures
 
 
-def why_not(run: Run, plan: Plan, failures: dict[Run, str]) -> str | None:
-    """Reason why the run cannot start (its selected set is missing), or None."""
-    if isinstance(run.job.reads, str) and not foreign_set(run.job.reads).is_file():
-        return f"missing: put the selection at {foreign_set(run.job.reads)} (or .npy, .csv)"
-    if isinstance(run.job.reads, Job) and (before := Run(run.job.reads, run.seed)) in failures:
-        return f"not run, because {plan.folder(before)} failed"
-    return None
+def why_not(reads: Job | str | None, plan: Plan, failures: dict[Job, str]) -> str | None:
+    """Reason why there is no selected set to read, or None."""
+    if isinstance(reads, str):
+        path = paper.foreign_set(reads)
+        return None if path.is_file() else f"missing: put the selection at {path} (or .npy, .csv)"
+    return f"not run, because {plan.folder(reads)} failed" if reads in failures else None
 
 
-def start(run: Run, plan: Plan) -> str | None:
+def start(job: Job, plan: Plan) -> str | None:
     """Run the command, or resume it if it was stopped; returns the reason why it failed, or None."""
     from utils.files import write_text  # loads torch, which the commands alone need
 
-    place, mark = plan.folder(run), fingerprint(run, plan)
+    place, mark = plan.folder(job), fingerprint(job, plan)
     resumes = read_stamp(place) == mark and (place / "checkpoint.pt").is_file()
     if not resumes:  # an old summary must not pass for that of the new settings
         (place / "summary.json").unlink(missing_ok=True)
-    arguments = [*plan.arguments(run), "--resume" if resumes else "overwrite=true"]
-    write_text(place / STAMP, json.dumps({"fingerprint": mark, "script": run.job.script, "arguments": arguments}))
+    arguments = [*plan.arguments(job), "--resume" if resumes else "overwrite=true"]
+    write_text(place / STAMP, json.dumps({"fingerprint": mark, "script": job.script, "arguments": arguments}))
     with (place / CONSOLE).open("w", encoding="utf-8") as console:
-        command = [sys.executable, str(ROOT / f"{run.job.script}.py"), *arguments]
+        command = [sys.executable, str(ROOT / f"{job.script}.py"), *arguments]
         code = subprocess.run(command, cwd=ROOT, stdout=console, stderr=subprocess.STDOUT).returncode
     if code == 0 and (place / "summary.json").is_file():
         return None
@@ -291,20 +260,20 @@ def start(run: Run, plan: Plan) -> str | None:
     return f"{reason} (exit code {code}, see {place / CONSOLE})"
 
 
-def is_done(run: Run, plan: Plan) -> bool:
+def is_done(job: Job, plan: Plan) -> bool:
     """Whether the run has finished with the same fingerprint."""
-    place = plan.folder(run)
-    return (place / "summary.json").is_file() and read_stamp(place) == fingerprint(run, plan)
+    place = plan.folder(job)
+    return (place / "summary.json").is_file() and read_stamp(place) == fingerprint(job, plan)
 
 
-def fingerprint(run: Run, plan: Plan) -> str:
+def fingerprint(job: Job, plan: Plan) -> str:
     """Hash of all that affects the run's result: script, settings, and the content of the selected set that it reads."""
-    cfg: Config = load_config(plan.arguments(run), script=run.job.script)
+    cfg = load_config(plan.arguments(job), script=job.script)
     counts = keys_that_affect("result", "verdict")
-    settings = {key: value for key, value in dataclasses.asdict(cfg).items() if key in counts}
-    path = selected_set(run.job, run.seed, plan.output) if run.job.script in PHASE2 else None
+    settings = {key: value for key, value in vars(cfg).items() if key in counts}
+    path = paper.selected_set(job, plan.output) if job.reads else None
     content = hashlib.sha256(path.read_bytes()).hexdigest() if path and path.is_file() else None
-    return hashlib.sha256(json.dumps([run.job.script, settings, content], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([job.script, settings, content], sort_keys=True).encode()).hexdigest()
 
 
 def read_stamp(place: Path) -> str | None:
@@ -326,58 +295,61 @@ def clock(seconds: float) -> str:
 
 
 class Entry(NamedTuple):
-    """One figure of a cell: ours over the seeds, or the reason why there is none."""
+    """One figure of a cell, with ours over the seeds or the reason why seeds are missing."""
 
     cell: Cell
     figure: str
+    ours: float | None
+    deviation: float | None
+    seeds: int
     paper: float
-    ours: list[float]
+    difference: float | None
     missing: str | None
 
-    @property
-    def text(self) -> str:
-        """`98.70 ± 0.10 (98.75, -0.05)`: mean and deviation over the seeds, then the paper's figure and the difference."""
-        if not self.ours:
-            return f"missing ({self.paper:.2f})"
-        mean = statistics.fmean(self.ours)
-        deviation = f" ± {statistics.stdev(self.ours):.2f}" if len(self.ours) > 1 else ""
-        return f"{mean:.2f}{deviation} ({self.paper:.2f}, {mean - self.paper:+.2f})"
+    def text(self, reasons: list[str]) -> str:
+        """`98.70 ± 0.10 (98.75, -0.05) [1]`: mean and deviation, the paper's figure and the difference, the reason."""
+        deviation = "" if self.deviation is None else f" ± {self.deviation:.2f}"
+        shown = "missing (" if self.ours is None else f"{self.ours:.2f}{deviation} ("
+        difference = "" if self.difference is None else f", {self.difference:+.2f}"
+        reason = f" [{reasons.index(self.missing) + 1}]" if self.missing else ""
+        return f"{shown}{self.paper:.2f}{difference}){reason}"
 
 
-def entries(table: int, plan: Plan, failures: dict[Run, str]) -> list[Entry]:
+def entries(table: int, plan: Plan, failures: dict[Job, str]) -> Iterator[Entry]:
     """All figures of a table, also those of cells that `only` excludes."""
-    result = []
-    for cell in cells(table, plan.profile):
+    for cell in paper.cells(table, plan.profile):
         summaries, missing = results(cell, plan, failures)
-        for figure, paper in cell.paper.items():
-            ours = [value for s in summaries if (value := s.get(FIGURES[figure])) is not None]
-            result.append(Entry(cell, figure, paper, ours, missing))
-    return result
+        for figure, published in cell.paper.items():
+            values = [value for s in summaries if (value := s.get(paper.FIGURES.get(figure, figure))) is not None]
+            ours = statistics.fmean(values) if values else None
+            deviation = statistics.stdev(values) if len(values) > 1 else None
+            difference = None if ours is None else ours - published
+            yield Entry(cell, figure, ours, deviation, len(values), published, difference, missing)
 
 
-def results(cell: Cell, plan: Plan, failures: dict[Run, str]) -> tuple[list[dict], str | None]:
+def results(cell: Cell, plan: Plan, failures: dict[Job, str]) -> tuple[list[dict], str | None]:
     """The summaries of a cell's runs, and the reasons why others are missing."""
     if isinstance(cell.source, str):
-        return judge(foreign_set(cell.source), cell, plan)
-    summaries, missing = [], []
-    for run in [Run(cell.source, seed) for seed in plan.seeds]:
-        if is_done(run, plan):
-            summaries.append(json.loads((plan.folder(run) / "summary.json").read_text(encoding="utf-8")))
+        missing = why_not(cell.source, plan, {})
+        return ([], missing) if missing else judge(paper.foreign_set(cell.source), cell.dataset, plan)
+    summaries, reasons = [], []
+    for seed in plan.seeds:
+        job = paper.chain(cell.source, seed)[-1]
+        if is_done(job, plan):
+            summaries.append(json.loads((plan.folder(job) / "summary.json").read_text(encoding="utf-8")))
         else:
-            missing.append(f"seed {run.seed}: {failures.get(run) or why_not(run, plan, {}) or 'not run'}")
-    return summaries, "; ".join(missing) or None
+            reasons.append(f"seed {seed}: {failures.get(job) or why_not(job.reads, plan, {}) or 'not run'}")
+    return summaries, "; ".join(reasons) or None
 
 
-def judge(path: Path, cell: Cell, plan: Plan) -> tuple[list[dict], str | None]:
-    """Precision, recall and F1 of a selected set that another method made."""
-    if not path.is_file():
-        return [], f"missing: put the selection at {path} (or .npy, .csv)"
+def judge(path: Path, dataset: str, plan: Plan) -> tuple[list[dict], str | None]:
+    """Precision, recall and F1 of a selected set that another method made, or the reason why there are none."""
     from datasets import build_data  # these load torch
     from utils.metrics import selection_quality
     from utils.selection.selected_set import load_clean_set
 
     try:
-        cfg = load_config(["--cfg", f"config/PEFT/{cell.dataset}.yaml", *plan.extra], script="reproduce")
+        cfg = load_config(["--cfg", f"config/PEFT/{dataset}.yaml", *plan.extra], script="reproduce")
         train = build_data(cfg).train
         return [selection_quality(load_clean_set(path, train.ids, train.fingerprint()), train.is_clean)], None
     except UserError as error:
@@ -387,74 +359,43 @@ def judge(path: Path, cell: Cell, plan: Plan) -> tuple[list[dict], str | None]:
 # ------------------------------------------------------------------ tables
 
 
-def write_table(table: int, plan: Plan, failures: dict[Run, str]) -> Path:
-    """Write table<k>.md and table<k>.csv; returns the path of the former."""
+def write_table(table: int, plan: Plan, failures: dict[Job, str]) -> Path:
+    """Write table<k>.md and table<k>.csv (long form, one line per figure); returns the path of the former."""
     from utils.files import as_csv, write_text  # loads torch
 
-    path = plan.output / f"table{table}.md"
     if table == 11:
-        rows = TABLES["table11"]["rows"]
-        keys = list(dict.fromkeys(key for settings in rows.values() for key in settings))
-        lines = [("backbone", *keys), *((name, *(s.get(key, "") for key in keys)) for name, s in rows.items())]
-        write_text(path.with_suffix(".csv"), as_csv(lines))
-        write_text(path, "\n".join(settings_table()) + "\n")
-        return path
-    found = entries(table, plan, failures)
-    write_text(path.with_suffix(".csv"), as_csv(csv_rows(found)))
-    write_text(path, as_markdown(table, found, plan))
+        settings = paper.TABLES["table11"]["rows"]
+        keys = list(dict.fromkeys(key for row in settings.values() for key in row))
+        rows = [("backbone", *keys), *((name, *(row.get(key, "") for key in keys)) for name, row in settings.items())]
+        text = "\n".join(settings_table()) + "\n"
+    else:
+        found = list(entries(table, plan, failures))
+        keys = ["table", "dataset", "variant", "method", "noise"]
+        rows = [(*keys, *Entry._fields[1:]), *((*(getattr(e.cell, key) for key in keys), *e[1:]) for e in found)]
+        text = as_markdown(table, found, plan)
+    path = plan.output / f"table{table}.md"
+    write_text(path.with_suffix(".csv"), as_csv(rows))
+    write_text(path, text)
     return path
-
-
-def csv_rows(found: list[Entry]) -> Iterator[tuple]:
-    """Long form: one line per figure."""
-    yield ("table", "dataset", "variant", "method", "noise", "figure", "ours", "deviation", "seeds", "paper",
-           "difference", "missing")  # fmt: skip
-    for e in found:
-        c = e.cell
-        mean = statistics.fmean(e.ours) if e.ours else None
-        deviation = statistics.stdev(e.ours) if len(e.ours) > 1 else None
-        difference = None if mean is None else mean - e.paper
-        yield (c.table, c.dataset, c.variant, c.method, c.noise, e.figure, mean, deviation, len(e.ours), e.paper,
-               difference, e.missing)  # fmt: skip
-
-
-def position(entry: Entry) -> tuple[str, str, str]:
-    """(section, row, column) of a figure, as in the paper where possible."""
-    cell = entry.cell
-    if cell.table == 3:
-        return entry.figure, cell.method, cell.dataset
-    if cell.table == 4:
-        return entry.figure, cell.method, cell.variant
-    if cell.table == 8:
-        return cell.dataset, cell.method, entry.figure
-    if cell.table == 9:
-        return f"{cell.dataset}, {cell.noise}", cell.variant, entry.figure
-    return f"{cell.dataset}, {entry.figure}", cell.method, cell.noise
 
 
 def as_markdown(table: int, found: list[Entry], plan: Plan) -> str:
     """The table in the paper's layout, one section per data set and figure, then the reasons for missing entries."""
-    sections: dict[str, dict[str, dict[str, Entry]]] = {}
-    for entry in found:
-        section, row, column = position(entry)
-        sections.setdefault(section, {}).setdefault(row, {})[column] = entry
     reasons = list(dict.fromkeys(entry.missing for entry in found if entry.missing))
-    lines = [f"# Table {table}: {TABLES[f'table{table}']['title']}", "", *notes(table, plan), ""]
+    sections: dict[str, dict[str, dict[str, str]]] = {}
+    for entry in found:
+        words = {"figure": entry.figure, **vars(entry.cell)}
+        section, row, column = (part.format(**words) for part in LAYOUTS.get(table, LAYOUT))
+        sections.setdefault(section, {}).setdefault(row, {})[column] = entry.text(reasons)
+    lines = [f"# Table {table}: {paper.TABLES[f'table{table}']['title']}", "", *notes(table, plan), ""]
     for section, rows in sections.items():
         columns = list(dict.fromkeys(column for row in rows.values() for column in row))
         lines += [f"## {section}", "", f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-        for name, found_by in rows.items():
-            shown = [with_reason(found_by[column], reasons) if column in found_by else "" for column in columns]
-            lines.append(f"| {name} | {' | '.join(shown)} |")
+        lines += [f"| {name} | {' | '.join(row.get(column, '') for column in columns)} |" for name, row in rows.items()]
         lines.append("")
     if reasons:
         lines += ["Missing:", "", *(f"{i}. {reason}" for i, reason in enumerate(reasons, 1)), ""]
     return "\n".join(lines)
-
-
-def with_reason(entry: Entry, reasons: list[str]) -> str:
-    """The entry's text, with the number of the reason where seeds are missing."""
-    return f"{entry.text} [{reasons.index(entry.missing) + 1}]" if entry.missing else entry.text
 
 
 def notes(table: int, plan: Plan) -> list[str]:
@@ -475,9 +416,9 @@ def notes(table: int, plan: Plan) -> list[str]:
 
 def settings_table() -> list[str]:
     """Table 11: the optimizers of Table 4's runs."""
-    lines = [f"# Table 11: {TABLES['table11']['title']}", ""]
-    for name, settings in TABLES["table11"]["rows"].items():
-        lines.append(f"* {name}: {', '.join(f'{key} {value:}' for key, value in settings.items())}")
+    lines = [f"# Table 11: {paper.TABLES['table11']['title']}", ""]
+    for name, settings in paper.TABLES["table11"]["rows"].items():
+        lines.append(f"* {name}: {', '.join(f'{key} {value}' for key, value in settings.items())}")
     return [*lines, ""]
 
 

@@ -1,14 +1,13 @@
 """Settings: the schema and its loading. Imports no torch."""
 
+# ruff: noqa: F401 (exported)
 from utils.config.load import SettingsError, dump_config, load_config
 from utils.config.schema import (
     ALIASES,
     DATASETS,
-    DEFAULTS,
     FLAGS,
     LIMITS,
     NOISE_MODES,
-    OWN_DATA,
     REAL_NOISE,
     SCRIPTS,
     TYPES,
@@ -16,22 +15,3 @@ from utils.config.schema import (
     is_read,
     keys_that_affect,
 )
-
-__all__ = [
-    "ALIASES",
-    "DATASETS",
-    "DEFAULTS",
-    "FLAGS",
-    "LIMITS",
-    "NOISE_MODES",
-    "OWN_DATA",
-    "REAL_NOISE",
-    "SCRIPTS",
-    "TYPES",
-    "Config",
-    "SettingsError",
-    "dump_config",
-    "is_read",
-    "keys_that_affect",
-    "load_config",
-]

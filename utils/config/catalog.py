@@ -6,8 +6,8 @@ config need neither torch nor numpy. CONTRIBUTING.md shows how to add a row.
 
 from __future__ import annotations
 
-import importlib
 import inspect
+import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -116,8 +116,7 @@ METHODS: dict[str, str] = {
 
 def resolve(reference: str) -> Callable[..., Any]:
     """Import the function of a reference "module:function"."""
-    module, _, name = reference.partition(":")
-    return getattr(importlib.import_module(module), name)
+    return pkgutil.resolve_name(reference)
 
 
 def accepted(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,51 +10,32 @@ from utils.config.schema import ALIASES, TYPES
 
 SHIPPED = Path(__file__).parents[2] / "config"
 
-# Names in other projects and tools -> ours. difflib does not find these.
-FOREIGN_NAMES = {
-    "arch": "backbone",
-    "architecture": "backbone",
-    "batch": "batch_size",
-    "bs": "batch_size",
-    "checkpoint": "pretrained",
-    "ckpt": "pretrained",
-    "config": "cfg",
-    "config_file": "cfg",
-    "data": "data_root",
-    "data_dir": "data_root",
-    "data_path": "data_root",
-    "device_id": "gpuid",
-    "epoch": "epochs",
-    "gpu": "gpuid",
-    "gpu_id": "gpuid",
-    "gradient_checkpointing": "grad_checkpointing",
-    "image_size": "resolution",
-    "img_size": "resolution",
-    "learning_rate": "lr",
-    "lora_dim": "bottleneck",
-    "lora_rank": "bottleneck",
-    "method": "lnl_methods",
-    "model": "backbone",
-    "noise_rate": "noise_ratio",
-    "noise_type": "noise_mode",
-    "num_class": "class_names",
-    "num_classes": "class_names",
-    "num_epochs": "epochs",
-    "opt": "optimizer",
-    "out": "output_dir",
-    "out_dir": "output_dir",
-    "output": "output_dir",
-    "precision": "prec",
-    "rank": "bottleneck",
-    "root": "data_root",
-    "save_dir": "output_dir",
-    "sched": "lr_schedule",
-    "scheduler": "lr_schedule",
-    "warmup_epochs": "warmup",
-    "wd": "weight_decay",
-    "weights": "pretrained",
-    "workers": "num_workers",
+# Names of our keys in other projects and tools. difflib does not find these.
+_ELSEWHERE = {
+    "backbone": "arch architecture model",
+    "batch_size": "batch bs",
+    "bottleneck": "lora_dim lora_rank rank",
+    "cfg": "config config_file",
+    "class_names": "num_class num_classes",
+    "data_root": "data data_dir data_path root",
+    "epochs": "epoch num_epochs",
+    "gpuid": "device_id gpu gpu_id",
+    "grad_checkpointing": "gradient_checkpointing",
+    "lnl_methods": "method",
+    "lr": "learning_rate",
+    "lr_schedule": "sched scheduler",
+    "noise_mode": "noise_type",
+    "noise_ratio": "noise_rate",
+    "num_workers": "workers",
+    "optimizer": "opt",
+    "output_dir": "out out_dir output save_dir",
+    "prec": "precision",
+    "pretrained": "checkpoint ckpt weights",
+    "resolution": "image_size img_size",
+    "warmup": "warmup_epochs",
+    "weight_decay": "wd",
 }
+FOREIGN_NAMES = {name: key for key, names in _ELSEWHERE.items() for name in names.split()}
 
 
 def nearest(text: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
@@ -74,12 +55,12 @@ def nearest_key(name: str) -> str | None:
     return exact_key(name) or nearest(name, TYPES, cutoff=0.5)
 
 
-def nearest_file(path: Path) -> Path | None:
+def nearest_file(path: Path) -> str | None:
     """The settings file that was probably meant by one that does not exist: of its directory, or one of the shipped."""
     shipped = SHIPPED.relative_to(Path.cwd()) if SHIPPED.is_relative_to(Path.cwd()) else SHIPPED
     found = [*path.parent.glob("*.y*ml"), *sorted(shipped.glob("**/*.yaml"))]
     name = nearest(path.name, (file.name for file in found))
-    return Path(nearest(str(path), [str(f) for f in found if f.name == name], cutoff=0) or "") if name else None
+    return nearest(str(path), (str(file) for file in found if file.name == name), cutoff=0)
 
 
 def misplaced_word(word: str, rest: list[str]) -> str:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from utils.errors import UserError
 from utils.log import show
 
 SHELL = "command line"
-Pairs = Iterable[tuple[Any, Any]]
+Word = tuple[str, str]  # key and text
 
 
 class SettingsError(UserError):
@@ -38,18 +37,6 @@ class SettingsError(UserError):
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
         self.problems = problems
-
-
-@dataclass
-class CommandLine:
-    """The words of a command line: the settings file, (key, text) of flags and overrides, and the problems."""
-
-    cfg: str | None = None
-    flags: list[tuple[str, str]] = field(default_factory=list)
-    overrides: list[tuple[str, str]] = field(default_factory=list)
-    switches: list[tuple[str, str]] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    wants_help: bool = False
 
 
 def load_config(argv: list[str] | None, *, script: str) -> Config:
@@ -62,21 +49,25 @@ def load_config(argv: list[str] | None, *, script: str) -> Config:
         SettingsError: unknown keys, wrong types, values out of range, keys that the script does not read, a file that is
             missing or malformed.
     """
-    line = split_words(sys.argv[1:] if argv is None else argv)
-    if line.wants_help:
+    words = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(words):
         sys.stdout.write(help_text(script))
         raise SystemExit(0)
-    problems = line.problems
-    if line.cfg is None and not any("--cfg" in problem for problem in problems):
+    problems: list[str] = []
+    flags, overrides, switches = split_words(words, problems)
+    path = dict(flags).get("cfg")
+    if path is None and not any("--cfg" in problem for problem in problems):
         problems.append(f"--cfg FILE is missing: name a settings file, e.g. {script}.py --cfg config/PEFT/digits.yaml")
-    values = {} if line.cfg is None else _from_file(line.cfg, script, problems)
+    values = {} if path is None else _from_file(path, script, problems)
     values = {name: value for name, value in values.items() if is_read(name, script)}
     # Flags and overrides are two levels: an override under an older name does not contradict a flag.
-    for pairs in (line.flags, line.overrides, line.switches):
+    for pairs in ([(name, text) for name, text in flags if name != "cfg"], overrides, switches):
         typed = _valid(SHELL, [(name, from_text(ALIASES.get(name, name), text)) for name, text in pairs], problems)
         for name in typed:
             if not is_read(name, script):
-                problems.append(f"{SHELL}: {script} does not read {name}; {_listed(readers(name))}")
+                others = readers(name)
+                listed = f"{', '.join(others)} {'do' if len(others) > 1 else 'does'}"
+                problems.append(f"{SHELL}: {script} does not read {name}; {listed}")
         values |= typed
     if problems:
         raise SettingsError(problems)
@@ -90,31 +81,26 @@ def dump_config(cfg: Config) -> str:
     return yaml.safe_dump(dataclasses.asdict(cfg), sort_keys=False, allow_unicode=True)
 
 
-def split_words(argv: list[str]) -> CommandLine:
-    """Sort the words of a command line."""
-    line, rest = CommandLine(), list(argv)
+def split_words(argv: list[str], problems: list[str]) -> tuple[list[Word], list[Word], list[Word]]:
+    """Sort the words of a command line into flags (also --cfg), overrides and switches; add to the `problems`."""
+    flags, overrides, switches = [], [], []
+    rest = list(argv)
     while rest:
         word = rest.pop(0)
         name, equals, text = word.partition("=")
-        flag = name.removeprefix("--") if name.startswith("--") else None
-        if word in ("-h", "--help"):
-            line.wants_help = True
-        elif word in ("--resume", "--quiet"):
-            line.switches.append((word[2:], "true"))
-        elif flag == "cfg" or flag in FLAGS:
+        flag = name.removeprefix("--") if name.startswith("--") else ""
+        if word in ("--resume", "--quiet"):
+            switches.append((flag, "true"))
+        elif flag in ("cfg", *FLAGS):
             if not equals and (not rest or rest[0].startswith("--")):
-                line.problems.append(f"{SHELL}: {word} needs a value")
-                continue
-            text = text if equals else rest.pop(0)
-            if flag == "cfg":
-                line.cfg = text
+                problems.append(f"{SHELL}: {word} needs a value")
             else:
-                line.flags.append((str(flag), text))
+                flags.append((flag, text if equals else rest.pop(0)))
         elif equals and not name.startswith("-"):
-            line.overrides.append((name, text))
+            overrides.append((name, text))
         else:
-            line.problems.append(f"{SHELL}: {misplaced_word(word, rest)}")
-    return line
+            problems.append(f"{SHELL}: {misplaced_word(word, rest)}")
+    return flags, overrides, switches
 
 
 def _from_file(path: str, script: str, problems: list[str]) -> dict[str, Any]:
@@ -132,7 +118,7 @@ def _from_file(path: str, script: str, problems: list[str]) -> dict[str, Any]:
     return values
 
 
-def _valid(where: str, pairs: Pairs, problems: list[str]) -> dict[str, Any]:
+def _valid(where: str, pairs: Iterable[tuple[Any, Any]], problems: list[str]) -> dict[str, Any]:
     """The valid pairs, under their keys' present names; the faults of the others are added to `problems`."""
     values: dict[str, Any] = {}
     names: dict[str, str] = {}  # under which each key was given
@@ -166,7 +152,3 @@ def _read_yaml(path: Path) -> dict[Any, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected lines of the form 'key: value', found a {type(content).__name__}")
     return content
-
-
-def _listed(scripts: tuple[str, ...]) -> str:
-    return f"{', '.join(scripts)} {'do' if len(scripts) > 1 else 'does'}"

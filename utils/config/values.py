@@ -6,8 +6,9 @@ import math
 import os
 import re
 import reprlib
+from itertools import accumulate
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, get_args
 
 import yaml
 
@@ -39,11 +40,8 @@ def parse_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError, ValueError: not YAML, or nested deeper than settings can be (which takes the parser minutes).
     """
-    depth = deepest = 0
-    for character in re.findall(r"[\[\]{}]", text):
-        depth += 1 if character in "[{" else -1
-        deepest = max(deepest, depth)
-    if deepest > MAX_DEPTH:
+    depths = accumulate(1 if character in "[{" else -1 for character in re.findall(r"[\[\]{}]", text))
+    if (deepest := max(depths, default=0)) > MAX_DEPTH:
         raise ValueError(f"brackets nested {deepest} deep")
     try:
         return yaml.load(text, _UniqueKeys)
@@ -73,17 +71,15 @@ def checked(name: Any, value: Any) -> Any:
     """
     if name not in TYPES:
         near = nearest_key(str(shown(name)).strip("'"))
-        if near == "cfg":
-            raise UserError(f"unknown key {shown(name)}; name the settings file with --cfg FILE")
-        raise UserError(
-            f"unknown key {shown(name)}; " + (f"did you mean '{near}'?" if near else "--help lists the keys")
-        )
+        hint = f"did you mean '{near}'?" if near else "--help lists the keys"
+        hint = "name the settings file with --cfg FILE" if near == "cfg" else hint
+        raise UserError(f"unknown key {shown(name)}; {hint}")
     if value is None:
         return DEFAULTS[name]
     limits = LIMITS[name]
     casts = (_cast(kind, value) for kind in _alternatives(TYPES[name]))
-    fits, cast = next((found for found in casts if found[0]), (False, None))
-    if not fits:
+    cast = next((found for found in casts if found is not None), None)
+    if cast is None:
         raise UserError(f"{name} must be {type_name(name)}, got {shown(value)}")
     if limits["choices"] and cast not in limits["choices"]:
         near = nearest(str(cast), map(str, limits["choices"]))
@@ -104,7 +100,12 @@ def type_name(name: str) -> str:
 
 def choices(name: str) -> str:
     """The values that a key may take, separated by commas; empty where any will do."""
-    return ", ".join(str(c).lower() if isinstance(c, bool) else c for c in LIMITS[name]["choices"])
+    return ", ".join(map(as_text, LIMITS[name]["choices"]))
+
+
+def as_text(value: Any) -> str:
+    """A value as it is written in YAML: `true`, `none`, `0.5`."""
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def shown(value: Any) -> str:
@@ -117,20 +118,18 @@ def shown(value: Any) -> str:
         return f"a value of type {type(value).__name__}"
 
 
-def _cast(kind: Any, value: Any) -> tuple[bool, Any]:
-    if kind is float:
-        # YAML 1.1 reads 5e-4 as text, because it has no dot.
-        try:
-            number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
-        except (ValueError, OverflowError):
-            number = math.nan
-        return math.isfinite(number), number
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63, value
+def _cast(kind: Any, value: Any) -> Any:
+    """`value` as `kind`, or None where it is not one."""
     if kind == list[str]:
-        ok = isinstance(value, (list, tuple)) and all(isinstance(v, float) or _is_plain(v) for v in value)
-        return ok, [str(v) for v in value] if ok else value
-    return isinstance(value, kind) and (kind is not str or _is_plain(value)), value
+        fits = isinstance(value, (list, tuple)) and all(isinstance(v, float) or _is_plain(v) for v in value)
+        return [str(v) for v in value] if fits else None
+    if kind is float and not isinstance(value, (bool, bytes)):
+        try:
+            number = float(value)  # also of text: YAML 1.1 reads 5e-4 as such, because it has no dot
+        except (TypeError, ValueError, OverflowError):
+            return None
+        return number if math.isfinite(number) else None
+    return value if type(value) is kind and (kind is bool or _is_plain(value)) else None
 
 
 def _is_plain(value: Any) -> bool:
@@ -144,10 +143,9 @@ def _is_plain(value: Any) -> bool:
 
 
 def _alternatives(kind: Any) -> tuple[Any, ...]:
-    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    return get_args(kind) if isinstance(kind, UnionType) else (kind,)
 
 
 def _range(limits: Any) -> str:
-    upper = f"below {limits['below']:g}" if limits["below"] < math.inf else f"at most {limits['high']:g}"
-    bounded = not math.isinf(min(limits["below"], limits["high"]))
-    return f"at least {limits['low']:g}" + (f" and {upper}" if bounded else "")
+    bounds = {"at least": limits["low"], "at most": limits["high"], "below": limits["below"]}
+    return " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if math.isfinite(bound))
