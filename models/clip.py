@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from models import digits_clip
 from models.weights_file import read_state_dict, require_sha256
-from utils.config import DEFAULTS, Config
+from utils.config import Config
 from utils.distributed import rank_zero_first
 from utils.errors import UserError, first_line
 from utils.files import write_atomically
@@ -149,7 +149,7 @@ def _weights(cfg: Config, name: str) -> dict[str, Tensor]:
         return read_state_dict(Path(cfg.pretrained))
     row = BACKBONES.get(cfg.backbone)
     if isinstance(row, ClipBackbone) and row.pretrain is not None:
-        if cfg.pretrained != DEFAULTS["pretrained"]:
+        if cfg.pretrained != Config.pretrained:
             raise UserError(
                 f"pretrained: '{cfg.pretrained}' is not a weights file; leave the key out for the weights that backbone {cfg.backbone} makes itself, or 'none' for random weights"
             )
