@@ -76,9 +76,7 @@ class Plan:
     def jobs(self) -> list[Job]:
         """Every job once, each after the one whose selected set it reads; seed by seed, so that a first seed comes early."""
         sources = [cell.source for cell in self.cells()]
-        return list(
-            dict.fromkeys(job for seed in self.seeds for source in sources for job in paper.chain(source, seed))
-        )
+        return list(dict.fromkeys(job for k in self.seeds for source in sources for job in paper.chain(source, k)))
 
     def arguments(self, job: Job) -> list[str]:
         """The job's command line after the script's name."""
