@@ -1,7 +1,7 @@
 """Training baselines under synthetic label noise: CE, ELR, SCE, GMM, GCE and TURN (`--lnl_methods`).
 
-A linear head on the configured backbone and whatever of it is trained: all blocks with config/FFT, adapters with
-config/PEFT (the paper's Table 10).
+A linear head on the configured backbone, of which the config trains all blocks (config/FFT) or adapters (config/PEFT,
+the paper's Table 10).
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _without_torchscript_mark(path: Path) -> io.BytesIO:
-    """The archive's tensors and their index alone, which torch's restricted reader then takes for a plain checkpoint."""
+    """Only the archive's tensors and their index, which torch's restricted reader then reads as a plain checkpoint."""
     result = io.BytesIO()
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(result, "w", zipfile.ZIP_STORED) as plain:
         for entry in archive.infolist():

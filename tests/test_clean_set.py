@@ -76,7 +76,7 @@ def write(name, value):
         (write("a.pt", lambda p: torch.save(MASK.float(), p)), "of torch.float32"),
         (write("a.pt", lambda p: torch.save({"mask": MASK}, p)), "found dict"),
         (write("a.pt", lambda p: torch.save(~MASK & MASK, p)), "is empty"),
-        (write("a.csv", lambda p: p.write_text("images/99.png\n")), "'images/99.png' is no train sample"),
+        (write("a.csv", lambda p: p.write_text("images/99.png\n")), "'images/99.png' is not a train sample"),
     ],
 )
 def test_bad_sets_are_refused(tmp_path, make, message):

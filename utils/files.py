@@ -21,7 +21,7 @@ UNFINISHED = ".unfinished"  # suffix of files that are being written
 # What a spreadsheet runs, or would run without its apostrophes.
 FORMULA = re.compile(r"'*[=+\-@\t\r]")
 HOST = re.sub(r"[^\w-]", "-", socket.gethostname())  # it and the process number are part of their names
-FOREIGN_AGE = 24 * 3600  # seconds after which another machine's unfinished file counts as left behind
+FOREIGN_AGE = 24 * 3600  # seconds after which another machine's unfinished file counts as a leftover
 
 
 def write_atomically(
@@ -75,7 +75,7 @@ def as_csv(rows: Iterable[tuple]) -> str:
 
 
 def safe_cell(text: str) -> str:
-    """Text behind an apostrophe where a spreadsheet would take it for a formula, e.g. a class called =cmd or @SUM."""
+    """Text with an apostrophe in front if a spreadsheet would take it for a formula, e.g. a class called =cmd or @SUM."""
     return f"'{text}" if FORMULA.match(text) else text
 
 

@@ -28,7 +28,7 @@ class Lines(logging.Formatter):
     """One plain line per record, whatever characters a file's name holds."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The message, behind "warning: " where it is one."""
+        """The message, with "warning: " in front of a warning."""
         text = super().format(record)
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
         return (prefix + text).encode(errors="backslashreplace").decode()
@@ -43,7 +43,7 @@ class Console(logging.Handler):
 
 
 def of_first_process(record: logging.LogRecord | None = None) -> bool:
-    """Whether this is process 0, which alone speaks and writes; a handler's filter."""
+    """Whether this is process 0, the only one that logs; a handler's filter."""
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 

@@ -1,6 +1,6 @@
 """Ordered passes over the train set: final scores, label-match, mixture selection, features.
 
-Every pass runs under test transforms, so that no crop changes what it says of an image.
+Every pass runs under test transforms, so that no random crop affects a score.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def match_labels(zero_shot: nn.Module, train: Loader, given: Tensor, run: Run) -
 
     Args:
         zero_shot: unmodified CLIP, images -> logits [B, C].
-        train: loader of the samples, whatever its labels.
+        train: loader of the samples; its labels are not used.
         given: the given labels, [N] on the device.
     """
     score = torch.full(given.shape, torch.nan, device=run.device)

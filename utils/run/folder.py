@@ -61,7 +61,7 @@ def refuse_finished(folder: Path, *, resume: bool) -> None:
     """
     if (folder / "summary.json").is_file() and not resume:
         raise UserError(
-            f"{folder}: holds a finished run; choose another output_dir, add overwrite=true to start over, or --resume to add epochs or to judge it anew"
+            f"{folder}: holds a finished run; choose another output_dir, add overwrite=true to start over, or --resume to add epochs or to change its verdict"
         )
 
 

@@ -33,7 +33,7 @@ class Board:
     def show(self, history: list[dict[str, Any]]) -> None:
         """Bring the event files up to the epochs of `history`, the lines of metrics.jsonl.
 
-        The first call writes all of them anew and asks readers to forget every step before (`purge_step`): so a resumed
+        The first call writes all of them again and asks readers to drop every earlier step (`purge_step`): so a resumed
         run has no step twice and none missing, wherever it was stopped.
 
         Raises:

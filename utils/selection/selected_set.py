@@ -25,7 +25,7 @@ def clean_set_path(cfg: Config, folder: Path | None = None) -> Path:
     """Path of the selected set: `clean_set`, or the paper's place for seed 0 and beside it, `_seed<k>`, for the others.
 
     Args:
-        folder: the run folder of a baseline, whose set lies there: the paper's place is DeFT's.
+        folder: run directory of a baseline, which keeps its set there: the paper's place is for DeFT.
     """
     if cfg.clean_set:
         return Path(cfg.clean_set)
@@ -61,7 +61,7 @@ def writable_clean_set(path: Path) -> Path:
 def save_clean_set(
     path: Path, selected: Tensor, fingerprint: Fingerprint, *, rule: str, seed: int, rule_source: str | None = None
 ) -> None:
-    """Write the selected set, bool [N], and beside it a .json that says what it belongs to."""
+    """Write the selected set, bool [N], and beside it a .json with the data and rule that it belongs to."""
     selected = selected.cpu().contiguous()
     facts = {
         **fingerprint,
@@ -132,7 +132,7 @@ def _read_ids(path: Path, ids: Sequence[str]) -> Tensor:
         row[column] = plain_cell(row[column])
         if row[column] not in number:
             raise UserError(
-                f"selected set {path}: '{row[column]}' is no train sample of this data set (ids look like '{ids[0]}')"
+                f"selected set {path}: '{row[column]}' is not a train sample of this data set (ids look like '{ids[0]}')"
             )
         selected[number[row[column]]] = True
     return selected
@@ -146,10 +146,12 @@ def _check_facts(path: Path, selected: Tensor, fingerprint: Fingerprint) -> None
         facts = json.loads(facts_path.read_text(encoding="utf-8"))
         same_mask = facts["mask_sha256"] == mask_sha256(selected)
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{facts_path} is damaged: run phase 1 again, or delete it to take {path} as it is") from None
+        raise UserError(
+            f"{facts_path} is damaged: run phase 1 again, or delete it to use {path} without checks"
+        ) from None
     if not same_mask:
         raise UserError(
-            f"{path} and {facts_path} do not belong together: run phase 1 again, or delete the .json to take the set as it is"
+            f"{path} and {facts_path} do not belong together: run phase 1 again, or delete the .json to use the set without checks"
         )
     for name, value in fingerprint.items():
         if facts.get(name) != value:
