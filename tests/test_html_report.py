@@ -465,6 +465,7 @@ def saved(window, folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 @needs_browser
 def test_the_page_opens_and_shows_its_images(show):
     window = show()
@@ -478,6 +479,7 @@ def test_the_page_opens_and_shows_its_images(show):
     assert NAMES[3] in window.js("return document.querySelectorAll('.sample')[1].innerText")
 
 
+@pytest.mark.slow
 @needs_browser
 def test_filters_leave_what_was_asked_for(show):
     window = show()
@@ -586,6 +588,7 @@ def test_the_keyboard_does_everything(show):
     )
 
 
+@pytest.mark.slow
 @needs_browser
 def test_a_suggestion_that_is_the_given_label_cannot_be_used(show):
     data = pets()
@@ -602,6 +605,7 @@ def test_a_suggestion_that_is_the_given_label_cannot_be_used(show):
     assert window.js("return actions.size") == 0
 
 
+@pytest.mark.slow
 @needs_browser
 def test_a_browser_that_refuses_storage_still_saves(window, tmp_path):
     written(tmp_path)
@@ -634,6 +638,7 @@ def test_many_samples_are_rendered_as_they_are_needed(show):
     assert len(window.js(SHOWN)) == window.js("return visible.length") < 60
 
 
+@pytest.mark.slow
 @needs_browser
 def test_what_has_the_focus_is_not_under_the_bar_that_stays_at_the_top(show):
     window = show(pets(300))
@@ -646,6 +651,7 @@ def test_what_has_the_focus_is_not_under_the_bar_that_stays_at_the_top(show):
     wait_for(lambda: window.js("return document.activeElement.getBoundingClientRect().top") >= bar)
 
 
+@pytest.mark.slow
 @needs_browser
 def test_scrolling_brings_more(show):
     window = show(pets(1500))
@@ -654,6 +660,7 @@ def test_scrolling_brings_more(show):
     wait_for(lambda: len(window.js(SHOWN)) > before)
 
 
+@pytest.mark.slow
 @needs_browser
 def test_a_phone_and_the_dark(show, window):
     window.devtools("Emulation.setDeviceMetricsOverride", width=320, height=700, deviceScaleFactor=2, mobile=True)
@@ -677,6 +684,7 @@ def test_a_phone_and_the_dark(show, window):
         window.devtools("Emulation.setEmulatedMedia", features=[])
 
 
+@pytest.mark.slow
 @needs_browser
 def test_an_unreadable_image_has_a_place_of_its_own(show, tmp_path):
     Image.new("RGB", (300, 200), "red").save(tmp_path / "good.jpg")
