@@ -83,8 +83,7 @@ def build_loaders(cfg: Config, data: Data, model: ImageModel, device: torch.devi
             caches=_image_caches(cfg, split, recipe, model.image_size),
         )
 
-    tests = {"test": data.test, **data.extra_tests} if data.test else data.extra_tests
-    return loader(data.train), {name: loader(split) for name, split in tests.items()}
+    return loader(data.train), {name: loader(split) for name, split in data.tests.items()}
 
 
 def _image_caches(cfg: Config, split: NoisyImages, recipe: Recipe, size: int) -> dict[int, ImageCache]:

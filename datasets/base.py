@@ -90,10 +90,14 @@ class Data:
     extra_tests: dict[str, NoisyImages] = field(default_factory=dict)
     prompts: list[str] = field(default_factory=list)
 
+    @property
+    def tests(self) -> dict[str, NoisyImages]:
+        """All test splits by name, `test` first."""
+        return {"test": self.test, **self.extra_tests} if self.test else self.extra_tests
+
     def content(self) -> dict[str, str]:
         """Fingerprints of the images of every split, by its name in messages."""
-        tests = {"test": self.test, **self.extra_tests} if self.test else self.extra_tests
-        return {f"{name}_images": split.content() for name, split in {"train": self.train, **tests}.items()}
+        return {f"{name}_images": split.content() for name, split in {"train": self.train, **self.tests}.items()}
 
     @property
     def prompt_names(self) -> list[str]:

@@ -31,7 +31,7 @@ from _root import ROOT
 
 from scripts import paper
 from scripts.paper import Cell, Job
-from utils.config import is_read, keys_that_affect, load_config
+from utils.config import is_read, load_config
 from utils.config.hints import nearest
 from utils.errors import UserError
 from utils.log import RESULT, log
@@ -267,8 +267,7 @@ def is_done(job: Job, plan: Plan) -> bool:
 def fingerprint(job: Job, plan: Plan) -> str:
     """Hash of all that affects the run's result: script, settings, and the content of the selected set that it reads."""
     cfg = load_config(plan.arguments(job), script=job.script)
-    counts = keys_that_affect("result", "verdict")
-    settings = {key: value for key, value in vars(cfg).items() if key in counts}
+    settings = cfg.that_affect("result", "verdict")
     path = paper.selected_set(job, plan.output) if job.reads else None
     content = hashlib.sha256(path.read_bytes()).hexdigest() if path and path.is_file() else None
     return hashlib.sha256(json.dumps([job.script, settings, content], sort_keys=True).encode()).hexdigest()

@@ -155,10 +155,6 @@ def read_class_folders(folder: Path, split: str, labels: Mapping[str, int], *, i
     return make_listing(folder, found, what=f"images {split}/<class>/*.jpg")
 
 
-def _holds(folder: Path, markers: Sequence[str]) -> bool:
-    return any((folder / marker).exists() for marker in markers)
-
-
 # -------------------------------------------------------------------- lists
 
 

@@ -157,6 +157,11 @@ class Config:
     resume: bool = setting(False, "resume from the run directory's checkpoint (--resume)", affects="nothing")
 # fmt: on
 
+    def that_affect(self, *what: str) -> dict[str, Any]:
+        """The settings whose `affects` is one of `what`, in the order of the schema."""
+        keys = keys_that_affect(*what)
+        return {name: value for name, value in vars(self).items() if name in keys}
+
     @property
     def noise_tag(self) -> str:
         """Short name of the noise in paths and tables: `sym0.4`, or `real`, which has no ratio."""

@@ -25,12 +25,12 @@ class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Construct a mapping after checking its keys."""
         written: set[str] = set()
-        for key, _ in node.value:
-            if key.value in written and isinstance(key, yaml.ScalarNode):
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in written:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key '{key.value}' is written twice", key.start_mark
                 )
-            written.add(str(key.value))
+            written.add(key.value)
         return super().construct_mapping(node, deep)
 
 

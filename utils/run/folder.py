@@ -8,7 +8,7 @@ from pathlib import Path
 from utils.config import Config
 from utils.distributed import rank
 from utils.errors import UserError
-from utils.files import append_line, remove_leftovers
+from utils.files import append_line
 from utils.log import Lines, of_first_process
 from utils.run.locks import still_locked, take_lock
 from utils.run.tensorboard import EVENT_FILES
@@ -37,7 +37,7 @@ def run_folder(cfg: Config, script: str) -> Path:
 
 
 def open_folder(folder: Path) -> None:
-    """Make and lock the run directory, and clear what a killed process left half-written.
+    """Make and lock the run directory.
 
     Raises:
         UserError: it cannot be written, or another run is using it.
@@ -50,7 +50,6 @@ def open_folder(folder: Path) -> None:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another output_dir") from None
     if owner is not None:
         raise UserError(f"{folder}: {owner} is at work there; wait for it, or choose another output_dir")
-    remove_leftovers(folder)
 
 
 def refuse_finished(folder: Path, *, resume: bool) -> None:

@@ -1,4 +1,7 @@
-"""Stop on a loss, logits or weights that are not finite, explain memory that ran out or workers that died, warn when nothing or everything is selected."""
+"""Stop on a loss, logits or weights that are not finite; explain memory that ran out and workers that died.
+
+Warn when an epoch selects nothing or everything.
+"""
 
 from __future__ import annotations
 

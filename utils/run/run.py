@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 import warnings
@@ -14,7 +13,7 @@ import torch
 from torch import nn
 
 from datasets import Data
-from utils.config import SCRIPTS, Config, dump_config, keys_that_affect
+from utils.config import SCRIPTS, Config, dump_config
 from utils.distributed import all_reduce_max, rank, world_size
 from utils.files import write_text
 from utils.fingerprint import tensors_fingerprint
@@ -46,10 +45,8 @@ class Run:
 
     def __init__(self, cfg: Config, script: str, device: torch.device, inputs: dict[str, Any]) -> None:
         self.cfg, self.script, self.device = cfg, script, device
-        settings = dataclasses.asdict(cfg)
-        self.rounding = {k: settings[k] for k in settings if k in keys_that_affect("rounding")}
-        result = {k: settings[k] for k in settings if k in keys_that_affect("result")}
-        self.identity = {"script": script, **result, **inputs}
+        self.rounding = cfg.that_affect("rounding")
+        self.identity = {"script": script, **cfg.that_affect("result"), **inputs}
         self.folder = run_folder(cfg, script)
         self.selected_set = clean_set_path(cfg, self.folder if SCRIPTS[script] in ("select", "train") else None)
         self.log_file = LogFile(self.folder)

@@ -40,7 +40,10 @@ def stop_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def defer_signals() -> Iterator[None]:
-    """Let signals wait until `stop_requested` is called; another one ends the run at once, unless it follows the first within 5 seconds."""
+    """Let signals wait until `stop_requested` is called.
+
+    Another one ends the run at once, unless it follows the first within `PATIENCE`.
+    """
     global _deferring
     _deferring = True
     try:
